@@ -1,0 +1,77 @@
+"""pipekit: jobs of several steps, run in parallel by threads and processes, that never hang and lose nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipekit._errors import BackendUnavailable as BackendUnavailable
+from pipekit._errors import Cancelled as Cancelled
+from pipekit._errors import Failure as Failure
+from pipekit._errors import ItemNotPicklable as ItemNotPicklable
+from pipekit._errors import NotPicklable as NotPicklable
+from pipekit._errors import OptionError as OptionError
+from pipekit._errors import PipekitError as PipekitError
+from pipekit._errors import PipelineError as PipelineError
+from pipekit._errors import RemoteTraceback as RemoteTraceback
+from pipekit._errors import SignatureError as SignatureError
+from pipekit._errors import StartError as StartError
+from pipekit._errors import TaskException as TaskException
+from pipekit._errors import WorkerDied as WorkerDied
+from pipekit._pipeline import NoInput as NoInput
+from pipekit._pipeline import Pipeline as Pipeline
+from pipekit._results import Results as Results
+from pipekit._stage import Stage as Stage
+from pipekit._stage import map_stage as map_stage
+from pipekit._stage import stage as stage
+from pipekit._stats import RunStats as RunStats
+from pipekit._stats import StageStats as StageStats
+
+if TYPE_CHECKING:
+    from pipekit.backends.process import ProcessBackend as ProcessBackend
+    from pipekit.backends.thread import ThreadBackend as ThreadBackend
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailable",
+    "Cancelled",
+    "Failure",
+    "ItemNotPicklable",
+    "NoInput",
+    "NotPicklable",
+    "OptionError",
+    "PipekitError",
+    "Pipeline",
+    "PipelineError",
+    "ProcessBackend",
+    "RemoteTraceback",
+    "Results",
+    "RunStats",
+    "SignatureError",
+    "Stage",
+    "StageStats",
+    "StartError",
+    "TaskException",
+    "ThreadBackend",
+    "WorkerDied",
+    "map_stage",
+    "stage",
+]
+
+for _name in __all__:  # the name that users import is the one that messages show
+    if _name in globals():
+        globals()[_name].__module__ = __name__
+del _name
+
+
+def __getattr__(name: str) -> Any:
+    """The backends, imported when first asked for: a pipeline on threads never imports multiprocessing."""
+    if name == "ProcessBackend":
+        from pipekit.backends.process import ProcessBackend
+
+        return ProcessBackend
+    if name == "ThreadBackend":
+        from pipekit.backends.thread import ThreadBackend
+
+        return ThreadBackend
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

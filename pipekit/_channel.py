@@ -1,0 +1,168 @@
+"""The shell around an edge: a lock, wake-ups delivered outside it, and ends that block a thread.
+
+`Channel` itself never blocks: whoever must wait passes a `Waiter`. `BlockingReader` and `BlockingWriter` are the ends for
+code that owns a thread: the workers of the thread backend, and the consumer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import TypeVar, cast
+
+from typing_extensions import ParamSpec
+
+from pipekit._edge import Edge, Signal, Waiter
+from pipekit._errors import Released
+from pipekit._frame import Frame, Pickled
+from pipekit.backends._base import Inbox, Outbox
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Channel:
+    """An edge that many threads may use."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        self._lock = threading.Lock()
+
+    @property
+    def frame_size(self) -> int:
+        """Items that writers should put into a frame now; a hint, read without the lock."""
+        return self._edge.frame_size
+
+    def put(self, waiter: Waiter, frame: Frame) -> Signal | None:
+        return self._do(self._edge.put, waiter, frame)
+
+    def offer(self, frame: Frame) -> bool:
+        return self._do(self._edge.offer, frame)
+
+    def writer_done(self) -> None:
+        self._do(self._edge.writer_done)
+
+    def get(self, waiter: Waiter) -> Frame | Signal | None:
+        return self._do(self._edge.get, waiter)
+
+    def taken(self, items: int) -> None:
+        self._do(self._edge.taken, items)
+
+    def measured(self, items: int, seconds: float) -> None:
+        self._do(self._edge.measured, items, seconds)
+
+    def give_back(self, lent: int, frames: Sequence[Frame]) -> None:
+        self._do(self._edge.give_back, lent, frames)
+
+    def reader_done(self) -> None:
+        self._do(self._edge.reader_done)
+
+    def drain(self) -> None:
+        self._do(self._edge.drain)
+
+    def cancel(self) -> None:
+        self._do(self._edge.cancel)
+
+    def counts(self) -> tuple[int, int, int]:
+        """Items that entered so far, that are queued now, that readers hold now."""
+        with self._lock:
+            return self._edge.entered, self._edge.queued, self._edge.lent
+
+    def _do(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._lock:
+            answer = step(*args, **kwargs)
+            wakeups = self._edge.wakeups
+            if wakeups:
+                self._edge.wakeups = []
+        for waiter, told in wakeups:
+            waiter.wake(told)
+        return answer
+
+
+class Sleeper:
+    """A waiter that blocks its thread until it is told."""
+
+    __slots__ = ("_answer", "_lock")
+
+    def __init__(self) -> None:
+        self._answer: Frame | Signal | None = None
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wake(self, answer: Frame | Signal) -> None:
+        self._answer = answer
+        self._lock.release()
+
+    def sleep(self) -> Frame | Signal:
+        """The answer, when it comes. Every edge tells its waiters at the latest when the run is cancelled."""
+        self._lock.acquire()
+        return cast("Frame | Signal", self._answer)
+
+
+class BlockingReader:
+    """A channel's reading end for one thread; a `pipekit._worker.Reader`."""
+
+    def __init__(self, channel: Inbox) -> None:
+        self._channel = channel
+        self._sleeper = Sleeper()
+        self._lent: Frame | None = None
+
+    def get(self, before_waiting: Callable[[], None]) -> Frame | None:
+        answer = self._channel.get(self._sleeper)
+        if answer is None:
+            before_waiting()
+            answer = self._sleeper.sleep()
+        if answer is Signal.END:
+            return None
+        if isinstance(answer, Signal):
+            raise Released
+        if answer.count == 1:
+            self._channel.taken(1)  # it goes into the function's hands now: nothing to give back
+        else:
+            self._lent = answer
+        return answer
+
+    def finished(self, items: int, seconds: float) -> None:
+        self._channel.measured(items, seconds)
+        self.leave(items)
+
+    def leave(self, consumed: int) -> None:
+        frame, self._lent = self._lent, None
+        if frame is not None:
+            rest = frame.rest(consumed)
+            self._channel.give_back(frame.count, () if rest is None else (rest,))
+
+
+class BlockingWriter:
+    """A channel's writing end for one thread; a `pipekit._worker.Writer`."""
+
+    def __init__(self, channel: Outbox, *, pickled: bool) -> None:
+        self._channel = channel
+        self._pickled = pickled
+        self._sleeper = Sleeper()
+        self._sequence = 0
+        self.blocked = 0.0
+
+    @property
+    def frame_size(self) -> int:
+        return self._channel.frame_size
+
+    def put(self, parts: list[object]) -> None:
+        answer: Frame | Signal | None = self._channel.put(self._sleeper, self._frame(parts))
+        if answer is None:
+            started = perf_counter()
+            answer = self._sleeper.sleep()
+            self.blocked += perf_counter() - started
+        if answer is not Signal.OK:
+            raise Released
+        self._sequence += 1
+
+    def offer(self, parts: list[object]) -> bool:
+        accepted = self._channel.offer(self._frame(parts))
+        self._sequence += accepted
+        return accepted
+
+    def _frame(self, parts: list[object]) -> Frame:
+        payload = Pickled.pack(cast("list[bytes]", parts)) if self._pickled else parts
+        return Frame(self._sequence, len(parts), payload)

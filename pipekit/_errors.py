@@ -1,0 +1,168 @@
+"""Every error that pipekit raises, and who caused it.
+
+    PipekitError
+    ├── PipelineError            the caller: the declaration is wrong, nothing was started
+    │   ├── OptionError          ... an option's value (also a ValueError)
+    │   ├── SignatureError       ... a function, its arguments or its place (also a TypeError)
+    │   └── NotPicklable         ... a function or argument that cannot go to a worker process
+    ├── BackendUnavailable       the machine: a backend that cannot run here
+    ├── StartError               the machine: a worker that could not be started
+    └── TaskException            the stage: its code raised while the pipeline ran
+        ├── ItemNotPicklable     ... an item or result that cannot travel between processes
+        └── WorkerDied           the outside: a worker process ended without having finished
+
+`Cancelled` is a BaseException: pipekit raises it *inside* stage code whose work nobody wants any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+#: Characters of an item's repr in messages.
+REPR_LENGTH = 200
+
+
+class PipekitError(Exception):
+    """Base of all errors that pipekit raises to its caller."""
+
+
+class PipelineError(PipekitError):
+    """The pipeline is declared wrongly; raised before anything is started."""
+
+
+class OptionError(PipelineError, ValueError):
+    """An option has a value that cannot work."""
+
+
+class SignatureError(PipelineError, TypeError):
+    """A function cannot be called in the place that it was given in a pipeline."""
+
+
+class NotPicklable(PipelineError):
+    """A stage's function or argument cannot be sent to a worker process."""
+
+
+class BackendUnavailable(PipekitError):
+    """The backend that a stage asks for cannot run on this machine or interpreter."""
+
+
+class StartError(PipekitError):
+    """A worker could not be started; those already started were stopped."""
+
+
+class Cancelled(BaseException):  # noqa: N818 - not an error, like asyncio.CancelledError
+    """Raised in a stage's function, where it reads its input, when its work is not wanted any more.
+
+    Let it pass: `finally` blocks run, the results of the worker are dropped. Not an `Exception`, so that a stage that
+    survives bad items with `except Exception` still stops.
+    """
+
+
+class Released(Cancelled):  # noqa: N818
+    """What pipekit itself raises as `Cancelled`; a `Cancelled` that stage code makes up is a failure like any other."""
+
+
+class RemoteTraceback(Exception):  # noqa: N818 - the name that concurrent.futures gave this idea
+    """The traceback of an exception that was raised in another process, as text."""
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.args[0]}"""'
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong in a worker; a record that any worker can send.
+
+    `exception` is the exception itself where it can travel, else None: the text fields always arrive.
+    """
+
+    stage: str
+    worker: str
+    kind: type[TaskException]
+    type_name: str
+    message: str
+    traceback: str
+    item: str | None
+    pid: int
+    exception: BaseException | None
+    remote: bool = False
+
+    def without_exception(self) -> Failure:
+        """The same failure, for when the exception cannot be pickled."""
+        return replace(self, exception=None)
+
+    def to_exception(self, others: Sequence[Failure] = ()) -> TaskException:
+        """The exception to raise to the caller, its `__cause__` set.
+
+        others: failures of the same run that came later.
+        """
+        error = self.kind(self, others)
+        cause = self.exception
+        if cause is None:
+            error.__cause__ = RemoteTraceback(self.traceback) if self.traceback else None
+            return error
+        if self.remote:
+            cause.__cause__ = RemoteTraceback(self.traceback)
+        error.__cause__ = cause
+        return error
+
+
+class TaskException(PipekitError):  # noqa: N818 - the seed library's name
+    """A stage raised; the original exception is the `__cause__`.
+
+    Attributes:
+        stage: name of the stage.
+        worker: name of the worker, `<stage>-<index>`.
+        item: shortened `repr` of the item that the worker had read last, or None if it had read none.
+        failure: the whole record of the first failure.
+        others: records of the failures that came after it.
+    """
+
+    def __init__(self, failure: Failure, others: Sequence[Failure] = ()) -> None:
+        super().__init__(self._summary(failure, others))
+        self.failure = failure
+        self.others = tuple(others)
+        if failure.item is not None:
+            self.add_note(f'worker "{failure.worker}" (pid {failure.pid}) had last read the item {failure.item}')
+
+    @staticmethod
+    def _summary(failure: Failure, others: Sequence[Failure]) -> str:
+        if not others:
+            return failure.message
+        return f"{len(others) + 1} tasks raised an exception. The first: {failure.message}"
+
+    @property
+    def stage(self) -> str:
+        return self.failure.stage
+
+    @property
+    def worker(self) -> str:
+        return self.failure.worker
+
+    @property
+    def item(self) -> str | None:
+        return self.failure.item
+
+    def __reduce__(self) -> tuple[type[TaskException], tuple[Failure, tuple[Failure, ...]]]:
+        return type(self), (self.failure.without_exception(), self.others)
+
+
+class ItemNotPicklable(TaskException):
+    """An item or result cannot be pickled, or not unpickled on the other side."""
+
+
+class WorkerDied(TaskException):
+    """A worker process ended before it had reported its end: killed, crashed, or left by `os._exit`.
+
+    `item` names the items that it had in hand: they may or may not have had their effect.
+    """
+
+
+def short_repr(value: object, length: int = REPR_LENGTH) -> str:
+    """`repr(value)`, cut to `length` characters; never raises."""
+    try:
+        text = repr(value)
+    except BaseException as error:
+        return f"<{type(value).__qualname__} whose repr raised {type(error).__qualname__}>"
+    return text if len(text) <= length else f"{text[: length - 3]}..."

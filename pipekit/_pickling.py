@@ -1,0 +1,107 @@
+"""How functions and items become bytes and items again.
+
+Plain pickle where it will do, cloudpickle where something is met that only lives here: lambdas, closures, functions
+and classes of `__main__` (a worker process does not import the user's `__main__`, so a reference to it means nothing
+there). cloudpickle is imported when first needed.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from collections.abc import Callable
+from functools import cache, partial
+from importlib import import_module
+from types import FunctionType
+from typing import Any
+from weakref import WeakSet
+
+PROTOCOL = 5
+_MAIN = b"__main__"
+
+# Classes that this process has whole, either because it made them or because they have arrived once already.
+_complete: WeakSet[type] = WeakSet()
+
+
+def encode(item: object) -> bytes:
+    """Pickle one item; raises whatever pickling it raises.
+
+    A pickle that mentions `__main__` is made again by cloudpickle, which carries the class itself. The mention may be
+    plain text inside the item: the second pickle is then as good as the first, only slower.
+    """
+    try:
+        data = pickle.dumps(item, PROTOCOL)
+    except Exception:
+        return encode_by_value(item)
+    return encode_by_value(item) if _MAIN in data else data
+
+
+def encode_by_value(value: object) -> bytes:
+    """Pickle with cloudpickle, whatever `value` refers to in `__main__` included."""
+    buffer = io.BytesIO()
+    _by_value_pickler()(buffer, PROTOCOL).dump(value)
+    return buffer.getvalue()
+
+
+def decode(data: bytes | bytearray) -> Any:
+    """The object that was encoded."""
+    return pickle.loads(data)
+
+
+@cache
+def _by_value_pickler() -> type[pickle.Pickler]:
+    import cloudpickle
+
+    class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+        """cloudpickle, but a class that comes back to a process that has it stays as it is there.
+
+        cloudpickle recognises such a class and then sets all its attributes again, from the copy: methods of the
+        caller's own class would be replaced by copies that see other globals.
+        """
+
+        def reducer_override(self, obj: Any) -> Any:
+            named = decorated_name(obj) if isinstance(obj, FunctionType) else None
+            if named is not None:
+                return import_decorated, named
+            reduced = super().reducer_override(obj)
+            if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) == 6 and reduced[5]:
+                _complete.add(obj)
+                return (*reduced[:5], partial(_set_class_state_once, reduced[5]))
+            return reduced
+
+    return ByValuePickler
+
+
+def _set_class_state_once(set_state: Callable[[type, Any], Any], cls: type, state: Any) -> None:
+    if cls in _complete:
+        return
+    _complete.add(cls)
+    set_state(cls, state)
+
+
+def decorated_name(function: object) -> tuple[str, str] | None:
+    """Module and name under which a *decorated* function can be imported by a worker, else None.
+
+    There the module's attribute is not the function but what the decorator made of it, which has it as `__wrapped__`:
+    pickle would refuse the function, cloudpickle would copy it with all the globals that it uses.
+    """
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str) or module == _MAIN.decode():
+        return None
+    decorated = _attribute(sys.modules.get(module), name)
+    if decorated is function or getattr(decorated, "__wrapped__", None) is not function:
+        return None
+    return module, name
+
+
+def import_decorated(module: str, name: str) -> Any:
+    """The function that `decorated_name` named."""
+    return _attribute(import_module(module), name).__wrapped__
+
+
+def _attribute(module: object, name: str) -> Any:
+    value = module
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value

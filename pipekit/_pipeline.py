@@ -1,0 +1,123 @@
+"""Pipelines: stages joined by `|`. Values: joining makes a new one, nothing runs before `results()` or `execute()`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Generic, final
+
+from typing_extensions import TypeVar
+
+from pipekit._errors import SignatureError, short_repr
+from pipekit._graph import Node, source_node
+from pipekit._plan import Plan, compile_plan
+from pipekit._results import Results
+from pipekit._run import Run
+
+if TYPE_CHECKING:
+    from pipekit._stage import Stage
+
+# A pipeline reads `In` and gives `Out`. The variance is declared: inference would make a class with `__or__` invariant.
+In = TypeVar("In", contravariant=True)
+Out = TypeVar("Out", covariant=True)
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+
+
+@final
+class NoInput:
+    """The `In` of a pipeline that has its source: nothing can be fed to it, and it can be run."""
+
+
+class Joinable:
+    """What stands on either side of `|`; not public, the two classes that are have the types."""
+
+    # numpy arrays leave `array | stage` to the stage.
+    __array_ufunc__ = None
+
+    def _nodes(self) -> tuple[Node, ...]:
+        raise NotImplementedError
+
+
+class Pipeline(Joinable, Generic[In, Out]):
+    """Stages joined by `|`.
+
+    `Pipeline[In, Out]` reads items of type In; one that has a source is a `Pipeline[NoInput, Out]`.
+    """
+
+    def __init__(self, nodes: tuple[Node, ...]) -> None:
+        self._chain = nodes
+
+    def _nodes(self) -> tuple[Node, ...]:
+        return self._chain
+
+    def __or__(self: Pipeline[A, B], other: Stage[B, C] | Pipeline[B, C]) -> Pipeline[A, C]:
+        return join(self, other)
+
+    def __ror__(self: Pipeline[A, B], source: Iterable[A]) -> Pipeline[NoInput, B]:
+        return feed(source, self)
+
+    def results(self: Pipeline[NoInput, B]) -> Results[B]:
+        """Start the pipeline and return its results, in the order in which they are ready.
+
+        Returns:
+            Results: an iterator and context manager; leaving it stops the run.
+
+        Raises:
+            SignatureError: the first stage needs an input.
+            BackendUnavailable: a stage's backend cannot run here.
+            NotPicklable: a function or argument cannot be sent to a worker process.
+            StartError: a worker could not be started.
+            TaskException: from the iterator, when a stage failed (WorkerDied, ItemNotPicklable are such).
+        """
+        return start(self)
+
+    def execute(self: Pipeline[NoInput, B]) -> B | None:
+        """Run the pipeline to its end and return its last result, None if there was none; raises as `results()`."""
+        return last(start(self))
+
+    def plan(self: Pipeline[NoInput, B]) -> Plan:
+        """What would run: compiles without starting anything. `print(pipe.plan().explain())` shows it."""
+        return compile_plan(self._nodes())
+
+    def __repr__(self) -> str:
+        return f"<Pipeline {' | '.join(node.name for node in self._chain)}>"
+
+
+def join(left: Joinable, right: Joinable) -> Pipeline[Any, Any]:
+    """`left | right`; raises SignatureError if `right` cannot follow."""
+    if not isinstance(right, Joinable):
+        raise SignatureError(
+            f"{short_repr(right)} cannot stand right of `|`: that must be a stage or a pipeline; "
+            "make a function one with `stage` or `map_stage`"
+        )
+    first = right._nodes()[0]
+    if first.is_source:
+        raise SignatureError(f"{right!r} has a source already, so nothing can be joined to its left")
+    first.check_arguments(inputs=1)
+    return Pipeline(left._nodes() + right._nodes())
+
+
+def feed(source: Iterable[Any], right: Joinable) -> Pipeline[NoInput, Any]:
+    """`source | right` for an iterable."""
+    if not isinstance(source, Iterable) and not hasattr(source, "__getitem__"):
+        raise SignatureError(
+            f"{short_repr(source)} cannot stand left of `|`: that must be an iterable, a stage or a pipeline"
+        )
+    return join(Pipeline((source_node(source),)), right)
+
+
+def start(pipeline: Joinable) -> Results[Any]:
+    """Compile and start."""
+    run = Run(compile_plan(pipeline._nodes()))
+    run.start()
+    return Results._of(run)
+
+
+def last(results: Results[B]) -> B | None:
+    """The last result, None if there is none."""
+    result = None
+    with results:
+        for result in results:  # noqa: B007
+            pass
+    return result

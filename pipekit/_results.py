@@ -1,0 +1,76 @@
+"""What the caller iterates over."""
+
+from __future__ import annotations
+
+import threading
+from itertools import chain
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+from typing_extensions import Self
+
+from pipekit._run import PATIENCE, Run
+from pipekit._stats import RunStats
+
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Generic
+
+    class _Chain(Iterator[T], Generic[T]):
+        """`itertools.chain` as a base class: its constructor's types are not ours."""
+
+        def __next__(self) -> T: ...
+
+else:
+    _Chain = chain
+
+
+class Results(_Chain[T]):
+    """The results of a run: an iterator that is also a context manager.
+
+    Leaving it in any way stops the run: reading to the end, `close()`, the end of a `with` block, an exception in it, or
+    dropping the last reference. Made by `Pipeline.results()`.
+
+    Iterating raises TaskException (or a subclass) after the last result if a stage failed.
+    """
+
+    # A chain of frames, so that items are delivered without Python code in between.
+    _run: Run
+
+    @classmethod
+    def _of(cls, run: Run) -> Self:
+        results = cls.from_iterable(run.frames())  # type: ignore[attr-defined]  # see _Chain
+        results._run = run
+        return results  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Stop the run; returns within two seconds, with no worker process left. Results not yet read are dropped."""
+        self._run.stop()
+
+    def stats(self) -> RunStats:
+        """How the run is doing now: items received, handed on and waiting at each stage."""
+        return self._run.stats()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        run = getattr(self, "_run", None)
+        if run is None or run.is_stopped:
+            return
+        # The garbage collector may call this in any thread, in the middle of anything, even where that thread holds a
+        # lock of this run: another thread does the work, and the wait for it is bounded.
+        stopper = threading.Thread(target=run.stop, name="pipekit-stopper", daemon=True)
+        try:
+            stopper.start()
+        except RuntimeError:  # the interpreter is exiting and starts no threads
+            run.stop()
+        else:
+            stopper.join(PATIENCE)

@@ -1,0 +1,258 @@
+"""A run: starts a plan's workers, watches over them, ends them.
+
+One state machine: new, running, stopping, stopped. Whatever ends the run first is its cause; what comes later is noted.
+Workers report from any thread; the decision is taken under the run's lock, the acting (telling channels and workers)
+happens outside it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Iterator
+from enum import Enum
+from functools import partial
+from time import monotonic, perf_counter
+from typing import Any
+
+from pipekit._channel import BlockingReader, Channel
+from pipekit._edge import Edge
+from pipekit._errors import Failure, PipekitError, Released, StartError
+from pipekit._frame import Frame
+from pipekit._plan import Plan, PlannedStage
+from pipekit._stats import RunStats, StageStats
+from pipekit._worker import CannotTravel, Outcome, describe
+from pipekit.backends._base import Backend, Executor, Worker
+
+#: Seconds that workers get to stop by themselves, before they are stopped by force.
+GRACE = 0.7
+#: Seconds after which `stop` returns in any case (leaving takes less than 2 s, a promise).
+PATIENCE = 1.5
+
+
+class State(Enum):
+    NEW = "new"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+class Run:
+    """One run of a plan; made by `results()`, used once."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._channels = [Channel(Edge(edge.limits, edge.writers, edge.readers)) for edge in plan.edges]
+        self._executors: dict[Backend, Executor] = {}
+        self._workers: list[Worker] = []
+        self._lock = threading.Lock()
+        self._state = State.NEW
+        self._running = [stage.workers for stage in plan.stages]
+        self._failures: list[Failure] = []
+        self._left_behind = 0  # thread workers that did not end
+        self._delivering: Iterator[Any] = iter(())  # the frame that the consumer is reading
+        self._stop_begun = False
+        self._stopped = threading.Event()
+        self._pid = os.getpid()
+
+    # -- starting
+
+    def start(self) -> None:
+        """Start all workers.
+
+        Raises:
+            StartError: one could not be started; the others are stopped.
+        """
+        if self._plan.one_shot is not None:
+            self._plan.one_shot.claim()
+        self._state = State.RUNNING
+        _live.add(self)
+        try:
+            for index, stage in enumerate(self._plan.stages):
+                for number in range(stage.workers):
+                    self._workers.append(self._open(index, stage, f"{stage.name}-{number}"))
+            _stop_all_at_exit()
+            for executor in self._executors.values():
+                executor.start()
+        except BaseException:
+            for worker in self._workers:
+                worker.kill()
+            self.stop()
+            raise
+
+    def _open(self, index: int, stage: PlannedStage, name: str) -> Worker:
+        if stage.backend not in self._executors:
+            self._executors[stage.backend] = stage.backend.executor()
+        inbox = None if stage.input is None else self._channels[stage.input]
+        outbox = self._channels[stage.output]
+        report = partial(self._report, index)
+        try:
+            return self._executors[stage.backend].open(stage.prepared, name, inbox, outbox, report)
+        except PipekitError:
+            raise
+        except Exception as error:
+            raise StartError(
+                f'the worker "{name}" could not be started ({error!r}): all workers of this run are stopped. '
+                "If the system has no more processes or memory to give, use fewer workers"
+            ) from error
+
+    # -- what workers report
+
+    def _report(self, index: int, outcome: Outcome) -> None:
+        with self._lock:
+            self._running[index] -= 1
+            if outcome.failure is not None:
+                self._failures.append(outcome.failure)
+            first = outcome.failure is not None and self._state is State.RUNNING
+            if first:
+                self._state = State.STOPPING
+        if first:
+            self._end_early(deliver=True)
+        stage = self._plan.stages[index]
+        if stage.input is not None:
+            self._channels[stage.input].reader_done()
+        self._channels[stage.output].writer_done()
+
+    def _end_early(self, *, deliver: bool) -> None:
+        """Release everybody: channels first, so that no worker finds anything more to do, then the workers."""
+        for channel in self._channels[:-1]:
+            channel.cancel()
+        if deliver:
+            self._channels[-1].drain()
+        else:
+            self._channels[-1].cancel()
+        for worker in list(self._workers):
+            worker.abort()
+
+    # -- the consumer's side
+
+    def frames(self) -> Iterator[Iterator[Any]]:
+        """The results, a frame at a time. At the end the run is stopped, and its failure raised if there is one.
+
+        Has no `finally`: it may be finalized by the garbage collector in any thread, which is no place to wait in.
+        Whoever leaves earlier calls `stop`.
+        """
+        reader = BlockingReader(self._channels[-1])
+        while (frame := self._next_frame(reader)) is not None:
+            started = perf_counter()
+            items = self._opened(frame)
+            self._delivering = iter(items)
+            yield self._delivering
+            reader.finished(frame.count, perf_counter() - started)
+        self.stop()
+        self._raise_failure()
+
+    def _next_frame(self, reader: BlockingReader) -> Frame | None:
+        try:
+            return reader.get(_nothing)
+        except Released:  # stopped by somebody else, or by an item that could not be opened
+            return None
+        except BaseException:  # KeyboardInterrupt
+            self.stop()
+            raise
+
+    def _opened(self, frame: Frame) -> list[Any]:
+        """The items of a frame; if one cannot be opened, those before it, and the run fails."""
+        items: list[Any] = []
+        try:
+            parts, decode = frame.open()
+            items.extend(parts if decode is None else map(decode, parts))
+            if len(items) < frame.count:
+                raise RuntimeError("unpickling an item raised StopIteration")
+        except Exception as error:
+            last = self._plan.stages[-1]
+            failure = describe(CannotTravel("could not unpickle an item", error), last.name, "results", None)
+            with self._lock:
+                self._failures.append(failure)
+            self._end_early(deliver=False)
+        return items
+
+    def _raise_failure(self) -> None:
+        with self._lock:
+            failures = list(self._failures)
+        if not failures:
+            return
+        error = failures[0].to_exception(failures[1:])
+        if self._left_behind:
+            error.add_note(
+                f"{self._left_behind} thread worker(s) could not be stopped: they are left to finish their call, "
+                "and take no further item"
+            )
+        raise error
+
+    def stats(self) -> RunStats:
+        """How the run is doing now."""
+        counts = [channel.counts() for channel in self._channels]
+        with self._lock:
+            state, running = self._state, list(self._running)
+        stages = []
+        for stage, alive in zip(self._plan.stages, running, strict=True):
+            received = 0 if stage.input is None else counts[stage.input][0] - counts[stage.input][1]
+            results, waiting, _ = counts[stage.output]
+            stages.append(StageStats(stage.name, alive, received, results, waiting))
+        return RunStats(state.value, tuple(stages))
+
+    # -- stopping
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._stopped.is_set()
+
+    def stop(self) -> None:
+        """End the run, whatever its state; returns within two seconds with nothing left that can be stopped."""
+        if os.getpid() != self._pid:  # a forked copy: the run belongs to the parent
+            return
+        with self._lock:
+            begun, self._stop_begun = self._stop_begun, True
+            self._state = State.STOPPING
+        if begun:
+            self._stopped.wait(PATIENCE)
+            return
+        try:
+            self._end_early(deliver=False)
+            for _ in self._delivering:  # what the consumer has not taken is not delivered after it has left
+                pass
+            self._join_workers()
+            for executor in self._executors.values():
+                executor.close()
+        except BaseException:  # Ctrl-C again: no more patience
+            for worker in self._workers:
+                worker.kill()
+            raise
+        finally:
+            with self._lock:
+                self._state = State.STOPPED
+            self._stopped.set()
+            _live.discard(self)
+
+    def _join_workers(self) -> None:
+        deadline = monotonic() + GRACE
+        left = [worker for worker in self._workers if not worker.join(max(0.0, deadline - monotonic()))]
+        for worker in left:
+            worker.kill()
+        deadline += PATIENCE - GRACE
+        self._left_behind = sum(not worker.join(max(0.0, deadline - monotonic())) for worker in left)
+
+
+_live: set[Run] = set()
+
+
+def stop_all() -> None:
+    """Stop every run of this process."""
+    for run in list(_live):
+        run.stop()
+
+
+def _stop_all_at_exit() -> None:
+    """Have `stop_all` called at exit, before everything that was registered so far.
+
+    multiprocessing registers a handler that waits for all child processes, when it is first imported: ours must run
+    before it, and handlers run in the reverse order of their registration.
+    """
+    atexit.unregister(stop_all)
+    atexit.register(stop_all)
+
+
+def _nothing() -> None:
+    pass

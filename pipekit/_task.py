@@ -1,0 +1,34 @@
+"""What a worker is asked to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Kind(Enum):
+    """How a stage's function is called."""
+
+    ITERATOR = "function(items, *args) gives an iterable of results"
+    MAP = "function(item, *args) gives one result"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a worker does.
+
+    has_input: False for the first stage, whose function is called without items.
+    encode: results are pickled, each before the function goes on, since they leave for another process.
+    skip_errors: leave out items whose call raises an Exception (only for Kind.MAP).
+    """
+
+    stage: str
+    kind: Kind
+    function: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    has_input: bool = True
+    encode: bool = False
+    skip_errors: bool = False

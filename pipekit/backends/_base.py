@@ -1,0 +1,108 @@
+"""The contract between a run and the backends that its stages ask for.
+
+A *backend* is a value that a user names. For each run it makes one *executor*, which opens *workers*. A worker takes
+frames from its inbox, runs the loop of `pipekit._worker` on them wherever it likes, puts frames into its outbox, and
+reports its outcome exactly once. It knows no other worker. The run owns all queues and decides everything else.
+
+No call of the inbox and outbox blocks: who must wait passes a waiter, whose `wake(answer)` is called once, from any
+thread. `pipekit._channel` has blocking ends for backends that have a thread for each worker.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from pipekit._edge import Signal, Waiter
+    from pipekit._frame import Frame
+    from pipekit._task import Task
+    from pipekit._worker import Outcome
+
+Report: TypeAlias = "Callable[[Outcome], None]"
+
+
+class Inbox(Protocol):
+    """The reading end of a channel, for one worker."""
+
+    def get(self, waiter: Waiter) -> Frame | Signal | None:
+        """The next frame, lent; `Signal.END`; `Signal.CANCELLED`; or None: the waiter will get one of these."""
+
+    def taken(self, items: int) -> None:
+        """This many lent items are taken for good. A frame of one: when its item is read; others: when all are."""
+
+    def measured(self, items: int, seconds: float) -> None:
+        """A frame of `items` took the stage's function `seconds`; sizes the frames to come."""
+
+    def give_back(self, lent: int, frames: Sequence[Frame]) -> None:
+        """The worker stops reading: of its `lent` items, those in `frames` are for others to read."""
+
+
+class Outbox(Protocol):
+    """The writing end of a channel, for one worker."""
+
+    @property
+    def frame_size(self) -> int:
+        """Items that a frame should hold now."""
+
+    def put(self, waiter: Waiter, frame: Frame) -> Signal | None:
+        """`Signal.OK`; CLOSED or CANCELLED: stop; or None: the frame waits for room, the waiter will be told."""
+
+    def offer(self, frame: Frame) -> bool:
+        """Put the frame if there is room at once."""
+
+
+class Worker(ABC):
+    """The parent's handle of one worker."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Ask it to stop so that `finally` blocks run; returns at once. Its inbox and outbox are already cancelled."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """Stop it by force, as far as the backend can; returns at once."""
+
+    @abstractmethod
+    def join(self, timeout: float) -> bool:
+        """Wait until nothing of it is left, at most `timeout` seconds; True if so."""
+
+
+class Executor(ABC):
+    """Everything that one backend does for one run."""
+
+    @abstractmethod
+    def open(self, prepared: Any, name: str, inbox: Inbox | None, outbox: Outbox, report: Report) -> Worker:
+        """Create a worker called `name`. It may start at once, but starts no thread in this process before `start`
+        (a worker that is opened later may be forked). Raises what hinders it."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """All workers of the run are open: let them run."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """The run is over and every worker joined or given up: release what is left. Also called without `start`."""
+
+
+class Backend(ABC):
+    """A way to run workers; a hashable value. Equal backends share an executor in a run."""
+
+    #: What `setup(backend=...)` calls it.
+    name: str
+    #: True if items must be pickled to reach its workers: then those who produce for it pickle them.
+    remote: bool
+
+    @abstractmethod
+    def prepare(self, task: Task) -> Any:
+        """Check when the pipeline is compiled that `task` can run here; what `Executor.open` needs of it.
+
+        Raises:
+            BackendUnavailable: it cannot run on this machine.
+            NotPicklable: the function or an argument cannot get there.
+        """
+
+    @abstractmethod
+    def executor(self) -> Executor:
+        """A new executor for one run."""

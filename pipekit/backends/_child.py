@@ -1,0 +1,229 @@
+"""The worker's side of the process backend: what runs in a worker process.
+
+The main thread runs the stage. A receiver thread reads the socket, so that a stop and the death of the parent are
+noticed while the stage's function is busy.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
+from time import perf_counter, sleep
+from typing import cast
+
+from pipekit._errors import Released
+from pipekit._frame import Frame, Pickled
+from pipekit._pickling import decode
+from pipekit._run import stop_all
+from pipekit._task import Task
+from pipekit._worker import Flusher, Outcome, describe, run_task
+from pipekit.backends._wire import PROGRESS, Message, MessageReader, Say, pack_failure
+
+#: Seconds that a stage gets for its `finally` blocks after the parent has died.
+ORPHAN_GRACE = 1.0
+#: A frame that took less than this (seconds) makes the worker ask for the next one ahead. For slower items asking ahead
+#: would only bind them to a busy worker while another is idle; the way there and back is 0.1 to 0.2 ms.
+AHEAD_SECONDS = 0.005
+
+
+def main(connection: socket.socket, stage: str, worker: str) -> None:
+    """Run one worker. The first instructions make Ctrl-C the parent's affair: the terminal sends it to all."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    link = _Link(connection)
+    flusher = Flusher()
+    outcome = _run(link, stage, worker, flusher)
+    flusher.stop()
+    stop_all()  # pipelines that the stage has left running
+    with suppress(Released):
+        link.finish(outcome)
+
+
+def _run(link: _Link, stage: str, worker: str, flusher: Flusher) -> Outcome:
+    body = link.first().body
+    try:
+        task = cast(Task, decode(body))
+    except BaseException as error:
+        return Outcome(describe(error, stage, worker, None))
+    return run_task(task, worker, link.reader if task.has_input else None, link.writer, flusher)
+
+
+class _Link:
+    """The connection to the parent: who may send, and where what is received goes."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.reader = _LinkReader(self)
+        self.writer = _LinkWriter(self)
+        self._connection = connection
+        self._messages = MessageReader()
+        self._sending = threading.Lock()
+
+    def first(self) -> Message:
+        """The parent's first message, the task; then the receiver takes over."""
+        messages: list[Message] = []
+        while not messages:
+            messages = self._receive()
+        threading.Thread(target=self._serve, args=(messages[1:],), name="pipekit-receiver", daemon=True).start()
+        return messages[0]
+
+    def send(self, message: Message) -> None:
+        with self._sending:
+            try:
+                for buffer in message.buffers():
+                    self._connection.sendall(buffer)
+            except OSError as error:  # the parent has gone; the receiver sees it too
+                raise Released from error
+
+    def finish(self, outcome: Outcome) -> None:
+        """Report the outcome, the worker's last words."""
+        finished, consumed = self.reader.position
+        if outcome.failure is None:
+            self.send(Message(Say.DONE, consumed, finished))
+        else:
+            self.send(Message(Say.FAILED, consumed, finished, pack_failure(outcome.failure)))
+
+    def _receive(self) -> list[Message]:
+        size = self._connection.recv_into(self._messages.buffer())
+        if size == 0:
+            raise EOFError
+        return self._messages.received(size)
+
+    def _serve(self, messages: list[Message]) -> None:
+        try:
+            while True:
+                for message in messages:
+                    self._handle(message)
+                messages = self._receive()
+        except (EOFError, OSError):
+            self._orphaned()
+
+    def _handle(self, message: Message) -> None:
+        if message.kind is Say.FRAME or message.kind is Say.END:
+            self.reader.arrived(message)
+        elif message.kind is Say.STOP:
+            self._stop()
+        else:
+            self.writer.credited(message)
+
+    def _stop(self) -> None:
+        self.reader.arrived(Message(Say.STOP))
+        self.writer.stop()
+
+    def _orphaned(self) -> None:
+        """The parent is gone, or has given this worker up: stop the stage, then end, whatever it does."""
+        self._stop()
+        sleep(ORPHAN_GRACE)  # this thread is a daemon: a process that ends by itself does not wait for it
+        os._exit(1)
+
+
+class _LinkReader:
+    """The worker's input; a `pipekit._worker.Reader`."""
+
+    def __init__(self, link: _Link) -> None:
+        self._link = link
+        self._arrived: SimpleQueue[Message] = SimpleQueue()
+        self._asked = False
+        self._fast = False
+        self._finished_frames = 0
+        self._taken = 0  # items taken for good, not yet told
+        self._progress = (0, 0.0)
+        self._in_frame = False
+        self._consumed = 0  # items read of an unfinished frame, once the worker has left
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Frames finished, and items read of the one after them."""
+        return self._finished_frames, self._consumed
+
+    def arrived(self, message: Message) -> None:
+        self._arrived.put(message)
+
+    def get(self, before_waiting: Callable[[], None]) -> Frame | None:
+        if not self._asked:
+            self._tell(ask=True)
+        if self._arrived.empty():
+            if self._taken:  # END comes only when everybody has told that nothing can come back
+                self._tell(ask=False)
+            before_waiting()
+        message = self._arrived.get()
+        self._asked = False
+        if message.kind is Say.END:
+            return None
+        if message.kind is Say.STOP:
+            self._arrived.put(message)  # for whoever swallows the exception and reads on
+            raise Released
+        self._in_frame = True
+        if message.count == 1:
+            self._taken += 1
+        if self._fast or self._taken:
+            self._tell(ask=self._fast)
+        return Frame(message.sequence, message.count, Pickled(message.body))
+
+    def finished(self, items: int, seconds: float) -> None:
+        self._in_frame = False
+        self._finished_frames += 1
+        self._taken += items if items > 1 else 0
+        self._progress = (items, seconds)
+        self._fast = seconds < AHEAD_SECONDS
+
+    def leave(self, consumed: int) -> None:
+        self._consumed = consumed if self._in_frame else 0
+
+    def _tell(self, *, ask: bool) -> None:
+        body = PROGRESS.pack(*self._progress, ask)
+        self._link.send(Message(Say.NEXT, self._taken, self._finished_frames, body))
+        self._asked = self._asked or ask
+        self._taken = 0
+        self._progress = (0, 0.0)
+
+
+class _LinkWriter:
+    """The worker's output; a `pipekit._worker.Writer`. Starts with one credit."""
+
+    def __init__(self, link: _Link) -> None:
+        self.frame_size = 1
+        self.blocked = 0.0
+        self._link = link
+        self._changed = threading.Condition()
+        self._credits = 1
+        self._stopped = False
+        self._sequence = 0
+
+    def credited(self, message: Message) -> None:
+        with self._changed:
+            self.frame_size = message.count
+            self._credits += 1
+            self._changed.notify()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+
+    def put(self, parts: list[object]) -> None:
+        with self._changed:
+            if not self._credits and not self._stopped:
+                started = perf_counter()
+                self._changed.wait_for(lambda: self._credits or self._stopped)
+                self.blocked += perf_counter() - started
+            if self._stopped:
+                raise Released
+            self._credits -= 1
+        self._send(parts)
+
+    def offer(self, parts: list[object]) -> bool:
+        with self._changed:
+            if not self._credits or self._stopped:
+                return False
+            self._credits -= 1
+        self._send(parts)
+        return True
+
+    def _send(self, parts: list[object]) -> None:
+        body = Pickled.pack(cast("list[bytes]", parts)).body
+        self._link.send(Message(Say.FRAME, len(parts), self._sequence, body))
+        self._sequence += 1

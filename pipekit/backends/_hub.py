@@ -1,0 +1,91 @@
+"""One thread that moves the bytes of all process workers of a run, and sees them die."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+
+class Hub:
+    """An event loop: calls back when a socket or process can be read or written, and runs what others ask for.
+
+    Everything that a callback touches is touched by this thread alone; other threads use `call`.
+    """
+
+    def __init__(self, on_error: Callable[[BaseException], None]) -> None:
+        self._on_error = on_error
+        self._selector = selectors.DefaultSelector()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._signalled = False
+        self._closing = False
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
+        self._selector.register(self._wake_reader, selectors.EVENT_READ, self._woken)
+        self._thread = threading.Thread(target=self._run, name="pipekit-hub", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread, if it was started, and release everything."""
+        if self._thread.ident is not None:
+            self._closing = True
+            self._wake()
+            self._thread.join()
+        self._selector.close()
+        self._wake_reader.close()
+        self._wake_writer.close()
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Have `function` called by the hub's thread; from any thread, in the order of the calls."""
+        self._calls.append(function)
+        if not self._signalled and threading.get_ident() != self._thread.ident:
+            self._wake()
+
+    def watch(self, file: Any, events: int, callback: Callable[[int], None]) -> None:
+        """Call back with the ready events of `file` (a socket, or a process' sentinel) until `forget`."""
+        if file in self._selector.get_map():
+            self._selector.modify(file, events, callback)
+        else:
+            self._selector.register(file, events, callback)
+
+    def forget(self, file: Any) -> None:
+        if file in self._selector.get_map():
+            self._selector.unregister(file)
+
+    def _wake(self) -> None:
+        # Set before the byte goes out and cleared before the calls are run: a call is either seen by a pass that is
+        # still to come, or sends a byte of its own.
+        self._signalled = True
+        try:
+            self._wake_writer.send(b"\0")
+        except BlockingIOError:  # full: it will wake anyway
+            pass
+
+    def _woken(self, _: int) -> None:
+        self._wake_reader.recv(4096)
+        self._signalled = False
+
+    def _run(self) -> None:
+        while not self._closing:
+            for key, events in self._selector.select():
+                self._guarded(partial(key.data, events))
+            while self._calls:
+                self._guarded(self._calls.popleft())
+
+    def _guarded(self, function: Callable[[], None]) -> None:
+        """A callback that raises must not end the thread that everybody relies on: whoever must know is told."""
+        try:
+            function()
+        except BaseException as error:
+            self._on_error(error)

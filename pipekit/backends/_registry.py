@@ -1,0 +1,57 @@
+"""Backends by name: the built-in ones, then those that installed packages announce.
+
+A package announces a backend by an entry point in the group `pipekit.backends` whose object is a `Backend`, or a class
+that makes one when called without arguments. Nothing is imported before a pipeline asks for it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from pipekit._errors import BackendUnavailable, OptionError
+from pipekit.backends._base import Backend
+
+GROUP = "pipekit.backends"
+_BUILT_IN = {
+    "thread": ("pipekit.backends.thread", "ThreadBackend"),
+    "process": ("pipekit.backends.process", "ProcessBackend"),
+}
+
+
+def check_backend_name(name: str) -> None:
+    """Raise OptionError if there is no backend of that name."""
+    if name in _BUILT_IN:
+        return
+    announced = entry_points(group=GROUP).names
+    if name not in announced:
+        known = ", ".join(repr(known) for known in sorted({*_BUILT_IN, *announced}))
+        raise OptionError(f"there is no backend {name!r}: use one of {known}, or a Backend object")
+
+
+def resolve_backend(backend: str | Backend) -> Backend:
+    """The backend that a stage's option means.
+
+    Raises:
+        OptionError: there is none of that name.
+        BackendUnavailable: its package cannot be imported, or announces something else.
+    """
+    if isinstance(backend, Backend):
+        return backend
+    check_backend_name(backend)
+    made = _load(backend)
+    made = made() if isinstance(made, type) else made
+    if not isinstance(made, Backend):
+        raise BackendUnavailable(f"the entry point {backend!r} in the group {GROUP!r} gives {made!r}, not a Backend")
+    return made
+
+
+def _load(name: str) -> object:
+    if name in _BUILT_IN:
+        module, attribute = _BUILT_IN[name]
+        return getattr(import_module(module), attribute)
+    (entry_point, *_) = entry_points(group=GROUP, name=name)
+    try:
+        return entry_point.load()
+    except Exception as error:
+        raise BackendUnavailable(f"the backend {name!r} ({entry_point.value}) cannot be imported: {error}") from error

@@ -1,0 +1,476 @@
+"""Workers that are processes of this machine: for Python code that computes.
+
+    parent                                                     worker process
+    channel ── _ProcessWorker (hub thread) ══ socket ══ receiver thread ── main thread: run_task
+
+Each worker has a socket pair of its own and shares no queue, lock or semaphore with anybody: when it dies, however it
+dies, its end of the pair closes, and nobody else is held up.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import connection, spawn
+from multiprocessing import process as multiprocessing_process
+from typing import Any, Literal, TypeAlias
+from weakref import WeakSet
+
+from pipekit._edge import Signal
+from pipekit._errors import (
+    BackendUnavailable,
+    Failure,
+    NotPicklable,
+    OptionError,
+    WorkerDied,
+    short_repr,
+)
+from pipekit._frame import Frame, Pickled
+from pipekit._pickling import encode, encode_by_value
+from pipekit._task import Task
+from pipekit._worker import Outcome, describe
+from pipekit.backends import _child
+from pipekit.backends._base import Backend, Executor, Inbox, Outbox, Report, Worker
+from pipekit.backends._hub import Hub
+from pipekit.backends._wire import PROGRESS, Message, MessageReader, Say, unpack_failure
+
+StartMethod: TypeAlias = Literal["forkserver", "spawn", "fork"]
+
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+#: Items of a dead worker that its error shows.
+ITEMS_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessBackend(Backend):
+    """Run each worker in a process of its own. Items are pickled.
+
+    Args:
+        start_method: how processes are started: "forkserver" (the default on Linux), "spawn" (the default elsewhere),
+            or "fork", which copies the calling process with its threads' locks as they are: only when you know that
+            none of them is held.
+
+    Raises:
+        OptionError: there is no such start method.
+    """
+
+    start_method: StartMethod | None = None
+    name = "process"
+    remote = True
+
+    def __post_init__(self) -> None:
+        known = ("forkserver", "spawn", "fork", None)
+        if self.start_method not in known:
+            raise OptionError(f"start_method={self.start_method!r} cannot work: use 'forkserver', 'spawn' or 'fork'")
+
+    def prepare(self, task: Task) -> tuple[str, bytes]:
+        method = self._method()
+        if method not in multiprocessing.get_all_start_methods():
+            raise BackendUnavailable(f"this system cannot start processes by {method!r}: use 'spawn'")
+        try:
+            return task.stage, encode_by_value(task)
+        except Exception as error:
+            raise NotPicklable(f"stage {task.stage!r} cannot be sent to a process: {_culprit(task, error)}") from error
+
+    def executor(self) -> Executor:
+        return _ProcessExecutor(self._method())
+
+    def _method(self) -> StartMethod:
+        return self.start_method or ("forkserver" if sys.platform == "linux" else "spawn")
+
+
+def _culprit(task: Task, error: Exception) -> str:
+    """Which part of a task does not pickle, and what to do."""
+    advice = 'create it inside the function, or run the stage with backend="thread"'
+    for name, value in [*enumerate(task.args, start=1), *task.kwargs.items()]:
+        try:
+            encode_by_value(value)
+        except Exception as reason:
+            return f"its argument {name} is {short_repr(value)} and cannot be pickled ({reason}); {advice}"
+    return f"something that its function uses cannot be pickled ({error}); {advice}"
+
+
+class _ProcessExecutor(Executor):
+    def __init__(self, method: StartMethod) -> None:
+        self._context = multiprocessing.get_context(method)
+        self._hub = Hub(self._on_error)
+        self._workers: list[_ProcessWorker] = []
+
+    def open(
+        self, prepared: tuple[str, bytes], name: str, inbox: Inbox | None, outbox: Outbox, report: Report
+    ) -> Worker:
+        stage, task = prepared
+        ours, theirs = socket.socketpair()
+        _parent_ends.add(ours)
+        try:
+            process = _start_process(self._context, name, (theirs, stage, name))
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        worker = _ProcessWorker(process, ours, self._hub, stage, name, inbox, outbox, report)
+        worker.send(Message(Say.TASK, body=task))
+        self._workers.append(worker)
+        return worker
+
+    def start(self) -> None:
+        for worker in self._workers:
+            worker.watch()
+        self._hub.start()
+
+    def close(self) -> None:
+        self._hub.close()
+        for worker in self._workers:
+            worker.close()
+
+    def _on_error(self, error: BaseException) -> None:
+        """A callback of the hub raised: an error in pipekit, or in a payload's code. The run fails, and does not hang."""
+        for worker in self._workers:
+            worker.fail(error)
+
+
+class _ProcessWorker(Worker):
+    """The parent's side of a worker process. Everything but `abort`, `kill`, `join` runs in the hub's thread."""
+
+    def __init__(
+        self,
+        process: Any,
+        ours: socket.socket,
+        hub: Hub,
+        stage: str,
+        name: str,
+        inbox: Inbox | None,
+        outbox: Outbox,
+        report: Report,
+    ) -> None:
+        ours.setblocking(False)
+        self._process = process
+        self._sentinel = process.sentinel
+        self._pid = process.pid
+        self._socket = ours
+        self._hub = hub
+        self._stage = stage
+        self._name = name
+        self._inbox = inbox
+        self._outbox = outbox
+        self._report = report
+        self._messages = MessageReader()
+        self._unsent: deque[memoryview] = deque()
+        self._watched = 0  # events of the socket that the hub watches
+        self._lent: deque[Frame] = deque()  # frames at the worker, not finished; kept to name or give back their items
+        self._lent_items = 0  # items that the inbox counts as lent
+        self._frames_finished = 0
+        self._reported = False
+        self._killed = False
+        self._gone = threading.Event()
+        self._reader = _Waiter(hub, self._on_input)
+        self._writer = _Waiter(hub, self._on_put)
+
+    # -- from any thread
+
+    def abort(self) -> None:
+        self._hub.call(partial(self.send, Message(Say.STOP)))
+
+    def kill(self) -> None:
+        self._killed = True
+        if self._hub.is_running:
+            self._hub.call(self._kill)
+        else:
+            self._kill()
+
+    def join(self, timeout: float) -> bool:
+        if self._hub.is_running:
+            return self._gone.wait(timeout)
+        return self._gone.is_set() or bool(connection.wait([self._sentinel], timeout))
+
+    def close(self) -> None:
+        """Release what is left; the hub has ended."""
+        if self._process.exitcode is not None:
+            self._process.close()
+        self._socket.close()
+
+    # -- bytes
+
+    def watch(self) -> None:
+        """Begin to listen; called before the hub's thread starts."""
+        self._hub.watch(self._sentinel, READ, self._on_exit)
+        self._watch_socket()
+
+    def send(self, message: Message) -> None:
+        if not self._gone.is_set():
+            self._unsent.extend(map(memoryview, message.buffers()))
+            self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                buffer = self._unsent[0]
+                sent = self._socket.send(buffer)
+                if sent < len(buffer):
+                    self._unsent[0] = buffer[sent:]
+                else:
+                    self._unsent.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:  # it has closed its end, which is no death: what it has said is still to be read
+            self._unsent.clear()
+        self._watch_socket()
+
+    def _watch_socket(self) -> None:
+        events = READ | WRITE if self._unsent else READ
+        if events != self._watched and not self._gone.is_set():
+            self._watched = events
+            self._hub.watch(self._socket, events, self._on_socket)
+
+    def _on_socket(self, events: int) -> None:
+        if events & WRITE:
+            self._flush()
+        if events & READ and not self._read():
+            self._on_hang_up()
+
+    def _read(self) -> bool:
+        """Handle what has come; False at the end."""
+        while True:
+            try:
+                size = self._socket.recv_into(self._messages.buffer())
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            if size == 0:
+                return False
+            for message in self._messages.received(size):
+                self._handle(message)
+
+    # -- messages
+
+    def _handle(self, message: Message) -> None:
+        if message.kind is Say.FRAME:
+            frame = Frame(message.sequence, message.count, Pickled(message.body))
+            self._on_put(self._outbox.put(self._writer, frame))
+        elif message.kind is Say.NEXT:
+            self._on_next(message)
+        elif message.kind is Say.DONE:
+            self._end(Outcome(), message)
+        elif message.kind is Say.FAILED:
+            self._end(Outcome(unpack_failure(message.body)), message)
+
+    def _on_put(self, answer: Frame | Signal | None) -> None:
+        if answer is Signal.OK:
+            self.send(Message(Say.CREDIT, self._outbox.frame_size))
+        elif answer is not None:
+            self.send(Message(Say.STOP))
+
+    def _on_next(self, message: Message) -> None:
+        assert self._inbox is not None
+        items, seconds, asks = PROGRESS.unpack(message.body)
+        self._drop_finished(message.sequence)
+        if items:
+            self._inbox.measured(items, seconds)
+        if message.count:
+            self._lent_items -= message.count
+            self._inbox.taken(message.count)
+        if asks:
+            self._on_input(self._inbox.get(self._reader))
+
+    def _on_input(self, answer: Frame | Signal | None) -> None:
+        if isinstance(answer, Frame):
+            self._lent.append(answer)
+            self._lent_items += answer.count
+            self.send(Message(Say.FRAME, answer.count, answer.sequence, _body(answer)))
+        elif answer is Signal.END:
+            self.send(Message(Say.END))
+        elif answer is not None:
+            self.send(Message(Say.STOP))
+
+    def _drop_finished(self, finished: int) -> None:
+        while self._frames_finished < finished:
+            self._frames_finished += 1
+            self._lent.popleft()
+
+    # -- the end
+
+    def _end(self, outcome: Outcome, message: Message) -> None:
+        """It has reported its end: what it has not read goes back, for others to read."""
+        self._drop_finished(message.sequence)
+        if self._inbox is not None and self._lent:
+            first = self._lent.popleft().rest(message.count)
+            frames = [*([] if first is None else [first]), *self._lent]
+            self._inbox.give_back(self._lent_items, frames)
+            self._lent.clear()
+        self._report_once(outcome)
+
+    def _on_hang_up(self) -> None:
+        """It has closed its end of the socket, so it is exiting; one that only did that is of no use any more."""
+        self._hub.forget(self._socket)
+        if not self._reported:
+            self._kill()
+
+    def _on_exit(self, _: int) -> None:
+        self._hub.forget(self._sentinel)
+        self._read()  # what it said before
+        self._hub.forget(self._socket)
+        if self._process.exitcode is None:  # the sentinel closes a moment before the process can be waited for
+            self._kill()
+            self._process.join()
+        self._gone.set()
+        self._report_once(Outcome() if self._killed else Outcome(self._death()))
+
+    def _kill(self) -> None:
+        if self._process.exitcode is None:
+            self._process.kill()
+
+    def fail(self, error: BaseException) -> None:
+        self._report_once(Outcome(describe(error, self._stage, self._name, None)))
+
+    def _report_once(self, outcome: Outcome) -> None:
+        if not self._reported:
+            self._reported = True
+            self._report(outcome)
+
+    def _death(self) -> Failure:
+        status = _exit_status(self._process.exitcode)
+        return Failure(
+            stage=self._stage,
+            worker=self._name,
+            kind=WorkerDied,
+            type_name="WorkerDied",
+            message=f'The worker "{self._name}" died: {status}. {self._in_hand()}',
+            traceback="",
+            item=", ".join(self._item_reprs()) or None,
+            pid=self._pid,
+            exception=None,
+        )
+
+    def _in_hand(self) -> str:
+        count = sum(frame.count for frame in self._lent)
+        if count == 0:
+            return "It had no items in hand"
+        shown = self._item_reprs()
+        more = f" and {count - len(shown)} more" if count > len(shown) else ""
+        return f"It had {count} item{'s' if count > 1 else ''} in hand: {', '.join(shown)}{more}"
+
+    def _item_reprs(self) -> list[str]:
+        reprs: list[str] = []
+        for frame in self._lent:
+            parts, decode_part = frame.open()
+            for part in parts[: ITEMS_SHOWN - len(reprs)]:
+                reprs.append(_repr_of(part, decode_part))
+        return reprs
+
+
+class _Waiter:
+    """Brings a channel's answer to the hub's thread."""
+
+    def __init__(self, hub: Hub, callback: Callable[[Frame | Signal], None]) -> None:
+        self._hub = hub
+        self._callback = callback
+
+    def wake(self, answer: Frame | Signal) -> None:
+        self._hub.call(partial(self._callback, answer))
+
+
+def _body(frame: Frame) -> bytes | bytearray:
+    """The bytes of a frame: as they came, if they came from a process."""
+    if isinstance(frame.payload, Pickled):
+        return frame.payload.body
+    parts, decode_part = frame.open()
+    items = parts if decode_part is None else map(decode_part, parts)
+    return Pickled.pack([encode(item) for item in items]).body
+
+
+def _repr_of(part: Any, decode_part: Callable[[Any], object] | None) -> str:
+    try:
+        return short_repr(part if decode_part is None else decode_part(part))
+    except BaseException:
+        return "<an item that cannot be unpickled>"
+
+
+def _exit_status(status: int) -> str:
+    """An exit status as multiprocessing gives it (-9: by signal 9), in words, with the likely cause."""
+    if status >= 0:
+        return f"it exited with status {status} before it had finished (os._exit, or native code that gave up)"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = "unknown"
+    cause = {
+        "SIGKILL": ", usually the out-of-memory killer: check the memory that the workers need",
+        "SIGSEGV": ", a crash in native code",
+        "SIGABRT": ", native code that gave up",
+    }.get(name, "")
+    return f"killed by signal {-status} ({name}{cause})"
+
+
+# -- starting processes: everything that relies on multiprocessing's inner workings stands below
+
+_starting = threading.Lock()
+_parent_ends: WeakSet[socket.socket] = WeakSet()
+
+
+def _start_process(context: Any, name: str, args: tuple[object, ...]) -> Any:
+    process = context.Process(target=_child.main, args=args, name=name)
+    with _starting, _without_main():
+        _preload(context)
+        process.start()
+    # multiprocessing polls its children whenever it starts another, in any thread; two that read the exit status of
+    # a fork server's child at the same time may both get a wrong one. It also waits for them at exit. They are ours.
+    multiprocessing_process._children.discard(process)  # type: ignore[attr-defined]
+    return process
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep processes started by this thread from importing the caller's `__main__`.
+
+    So scripts need no `if __name__ == "__main__"` guard: what stages need of `__main__` travels with them. Undocumented,
+    therefore tested on every Python version.
+    """
+    original = spawn.get_preparation_data
+    starter = threading.get_ident()
+
+    def without_main(name: str) -> dict[str, Any]:
+        data = original(name)
+        if threading.get_ident() == starter:
+            data.pop("init_main_from_path", None)
+            data.pop("init_main_from_name", None)
+        return data
+
+    spawn.get_preparation_data = without_main
+    try:
+        yield
+    finally:
+        spawn.get_preparation_data = original
+
+
+def _preload(context: Any) -> None:
+    """Have the fork server import what every worker needs, unless the user has chosen what it imports."""
+    if context.get_start_method() != "forkserver":
+        return
+    from multiprocessing import forkserver  # not on Windows
+
+    if forkserver._forkserver._preload_modules == ["__main__"]:  # type: ignore[attr-defined]
+        context.set_forkserver_preload(["pipekit.backends._child", "cloudpickle"])
+
+
+def _after_fork_in_child() -> None:
+    """A forked process must not keep the sockets of its parent's workers open, nor a lock that was held."""
+    global _starting
+    _starting = threading.Lock()
+    for end in list(_parent_ends):
+        end.close()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,75 @@
+"""Workers that are threads of this process: for I/O, and for native code that releases the GIL."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from pipekit._channel import BlockingReader, BlockingWriter
+from pipekit._task import Task
+from pipekit._worker import Flusher, run_task
+from pipekit.backends._base import Backend, Executor, Inbox, Outbox, Report, Worker
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadBackend(Backend):
+    """Run each worker in a thread of this process. Items are passed on as they are, not copied."""
+
+    name = "thread"
+    remote = False
+
+    def prepare(self, task: Task) -> Task:
+        return task
+
+    def executor(self) -> Executor:
+        return _ThreadExecutor()
+
+
+class _ThreadExecutor(Executor):
+    def __init__(self) -> None:
+        self._flusher = Flusher()
+        self._workers: list[_ThreadWorker] = []
+
+    def open(self, prepared: Task, name: str, inbox: Inbox | None, outbox: Outbox, report: Report) -> Worker:
+        worker = _ThreadWorker(prepared, name, inbox, outbox, report, self._flusher)
+        self._workers.append(worker)
+        return worker
+
+    def start(self) -> None:
+        for worker in self._workers:
+            worker.start()
+
+    def close(self) -> None:
+        self._flusher.stop()
+
+
+class _ThreadWorker(Worker):
+    """A daemon thread: Python code in a thread cannot be interrupted, so the interpreter may exit without it."""
+
+    def __init__(
+        self, task: Task, name: str, inbox: Inbox | None, outbox: Outbox, report: Report, flusher: Flusher
+    ) -> None:
+        self._task = task
+        self._name = name
+        self._reader = None if inbox is None else BlockingReader(inbox)
+        self._writer = BlockingWriter(outbox, pickled=task.encode)
+        self._report = report
+        self._flusher = flusher
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def abort(self) -> None:
+        """Nothing to do: it stops at the next read or write of its cancelled channels."""
+
+    def kill(self) -> None:
+        """Not possible for a thread: it is left to end by itself, and takes no further item."""
+
+    def join(self, timeout: float) -> bool:
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        self._report(run_task(self._task, self._name, self._reader, self._writer, self._flusher))
