@@ -164,5 +164,5 @@ class BlockingWriter:
         return accepted
 
     def _frame(self, parts: list[object]) -> Frame:
-        payload = Pickled.pack(cast("list[bytes]", parts)) if self._pickled else parts
+        payload = Pickled.pack(parts) if self._pickled else parts
         return Frame(self._sequence, len(parts), payload)

@@ -11,34 +11,49 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipekit._pickling import PROTOCOL, decode
+from pipekit._pickling import PROTOCOL, decode, encode
 
 
 class Payload(Protocol):
     """Items in a form that the parent process need not understand."""
 
-    def open(self) -> tuple[list[Any], Callable[[Any], object]]:
-        """The parts, one an item, and the function that turns a part into its item."""
+    def open(self) -> tuple[list[Any], Callable[[Any], object] | None]:
+        """The parts, one an item, and the function that turns a part into its item (None: it is the item)."""
 
     def rest(self, consumed: int) -> Payload:
         """The payload without its first `consumed` items."""
 
 
+#: Types whose values cannot change: they need no snapshot, and a frame of them is pickled and unpickled as one list.
+UNCHANGING = frozenset({int, float, complex, bool, str, bytes, type(None)})
+
+
+def to_part(item: object) -> object:
+    """An item as it waits in a frame that will leave the process: itself if unchanging, else pickled, in a 1-tuple."""
+    return item if type(item) in UNCHANGING else (encode(item),)
+
+
+def _from_part(part: Any) -> object:
+    return decode(part[0]) if type(part) is tuple else part
+
+
 @dataclass(frozen=True, slots=True)
 class Pickled:
-    """Items that were pickled one by one, each before its producer went on: a snapshot, and separable."""
+    """Items that were pickled, each before its producer went on: a snapshot, and separable."""
 
     body: bytes | bytearray
 
     @classmethod
-    def pack(cls, parts: list[bytes]) -> Pickled:
-        return cls(pickle.dumps(parts, PROTOCOL))
+    def pack(cls, parts: list[object]) -> Pickled:
+        """From the parts that `to_part` made."""
+        return cls(pickle.dumps((tuple in set(map(type, parts)), parts), PROTOCOL))
 
-    def open(self) -> tuple[list[Any], Callable[[Any], object]]:
-        return pickle.loads(self.body), decode
+    def open(self) -> tuple[list[Any], Callable[[Any], object] | None]:
+        mixed, parts = pickle.loads(self.body)
+        return parts, _from_part if mixed else None
 
     def rest(self, consumed: int) -> Pickled:
-        return Pickled.pack(pickle.loads(self.body)[consumed:])
+        return Pickled.pack(pickle.loads(self.body)[1][consumed:])
 
 
 @dataclass(frozen=True, slots=True)

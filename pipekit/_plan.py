@@ -15,7 +15,7 @@ from pipekit.backends._base import Backend
 from pipekit.backends._registry import resolve_backend
 
 #: Items that may wait on an edge whose qsize is None; elastic, so slow readers never see that many.
-DEFAULT_QSIZE = 4096
+DEFAULT_QSIZE = 8192
 #: Items that a frame may hold on an edge without limit.
 FRAME_LIMIT = 1024
 

@@ -22,8 +22,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from pipekit._errors import REPR_LENGTH, Failure, ItemNotPicklable, Released, TaskException, short_repr
-from pipekit._frame import Frame, Pace
-from pipekit._pickling import encode
+from pipekit._frame import Frame, Pace, to_part
 from pipekit._task import Kind, Task
 
 #: Seconds of its own work that a worker collects in a frame before it hands it on.
@@ -218,7 +217,7 @@ class _Input:
         try:
             return short_repr(self._decode(part))
         except BaseException:
-            return f"<an item of {len(part)} bytes that cannot be unpickled>"
+            return "<an item that cannot be unpickled>"
 
     def _consumed(self) -> int:
         return len(self._parts) - length_hint(self._position)
@@ -251,8 +250,8 @@ def _attempt(task: Task, worker: str, source: _Input | None, output: _Output) ->
     try:
         try:
             results = _start(task, source)
-            encoded = map(_encoded, results) if task.encode else results
-            while output.pump(encoded):
+            parts = map(_to_part, results) if task.encode else results
+            while output.pump(parts):
                 pass
             _check_read_to_end(task, source)
         except Released:
@@ -306,9 +305,9 @@ def _check_read_to_end(task: Task, source: _Input | None) -> None:
         raise RuntimeError(f"the function of map_stage {task.stage!r} raised StopIteration")
 
 
-def _encoded(result: object) -> bytes:
+def _to_part(result: object) -> object:
     try:
-        return encode(result)
+        return to_part(result)
     except BaseException as error:
         raise CannotTravel(f"could not pickle its result {short_repr(result)}", error) from error
 

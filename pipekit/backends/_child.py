@@ -224,6 +224,6 @@ class _LinkWriter:
         return True
 
     def _send(self, parts: list[object]) -> None:
-        body = Pickled.pack(cast("list[bytes]", parts)).body
+        body = Pickled.pack(parts).body
         self._link.send(Message(Say.FRAME, len(parts), self._sequence, body))
         self._sequence += 1

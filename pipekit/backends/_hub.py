@@ -21,6 +21,7 @@ class Hub:
         self._on_error = on_error
         self._selector = selectors.DefaultSelector()
         self._calls: deque[Callable[[], None]] = deque()
+        self._afterwards: dict[Callable[[], None], None] = {}  # an ordered set
         self._signalled = False
         self._closing = False
         self._wake_reader, self._wake_writer = socket.socketpair()
@@ -52,6 +53,10 @@ class Hub:
         if not self._signalled and threading.get_ident() != self._thread.ident:
             self._wake()
 
+    def call_afterwards(self, function: Callable[[], None]) -> None:
+        """Call `function` once, when all that is ready now is done; for the hub's own thread."""
+        self._afterwards[function] = None
+
     def watch(self, file: Any, events: int, callback: Callable[[int], None]) -> None:
         """Call back with the ready events of `file` (a socket, or a process' sentinel) until `forget`."""
         if file in self._selector.get_map():
@@ -82,6 +87,9 @@ class Hub:
                 self._guarded(partial(key.data, events))
             while self._calls:
                 self._guarded(self._calls.popleft())
+            afterwards, self._afterwards = self._afterwards, {}
+            for function in afterwards:
+                self._guarded(function)
 
     def _guarded(self, function: Callable[[], None]) -> None:
         """A callback that raises must not end the thread that everybody relies on: whoever must know is told."""

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from multiprocessing import connection, spawn
 from multiprocessing import process as multiprocessing_process
 from typing import Any, Literal, TypeAlias
@@ -35,8 +36,8 @@ from pipekit._errors import (
     WorkerDied,
     short_repr,
 )
-from pipekit._frame import Frame, Pickled
-from pipekit._pickling import encode, encode_by_value
+from pipekit._frame import Frame, Pickled, to_part
+from pipekit._pickling import encode_by_value
 from pipekit._task import Task
 from pipekit._worker import Outcome, describe
 from pipekit.backends import _child
@@ -47,6 +48,8 @@ from pipekit.backends._wire import PROGRESS, Message, MessageReader, Say, unpack
 StartMethod: TypeAlias = Literal["forkserver", "spawn", "fork"]
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+#: Buffers that one system call sends (POSIX allows at least 16).
+MAX_BUFFERS = 16
 #: Items of a dead worker that its error shows.
 ITEMS_SHOWN = 3
 
@@ -121,6 +124,7 @@ class _ProcessExecutor(Executor):
             theirs.close()
         worker = _ProcessWorker(process, ours, self._hub, stage, name, inbox, outbox, report)
         worker.send(Message(Say.TASK, body=task))
+        worker.flush()
         self._workers.append(worker)
         return worker
 
@@ -166,7 +170,7 @@ class _ProcessWorker(Worker):
         self._outbox = outbox
         self._report = report
         self._messages = MessageReader()
-        self._unsent: deque[memoryview] = deque()
+        self._unsent: deque[bytes | bytearray | memoryview] = deque()
         self._watched = 0  # events of the socket that the hub watches
         self._lent: deque[Frame] = deque()  # frames at the worker, not finished; kept to name or give back their items
         self._lent_items = 0  # items that the inbox counts as lent
@@ -208,24 +212,29 @@ class _ProcessWorker(Worker):
         self._watch_socket()
 
     def send(self, message: Message) -> None:
+        """Queue a message; what one pass of the hub brings together goes out together."""
         if not self._gone.is_set():
-            self._unsent.extend(map(memoryview, message.buffers()))
-            self._flush()
+            self._unsent.extend(message.buffers())
+            self._hub.call_afterwards(self.flush)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         try:
             while self._unsent:
-                buffer = self._unsent[0]
-                sent = self._socket.send(buffer)
-                if sent < len(buffer):
-                    self._unsent[0] = buffer[sent:]
-                else:
-                    self._unsent.popleft()
+                self._drop_sent(self._socket.sendmsg(islice(self._unsent, MAX_BUFFERS)))
         except BlockingIOError:
             pass
         except OSError:  # it has closed its end, which is no death: what it has said is still to be read
             self._unsent.clear()
         self._watch_socket()
+
+    def _drop_sent(self, size: int) -> None:
+        while size:
+            buffer = self._unsent[0]
+            if size < len(buffer):
+                self._unsent[0] = memoryview(buffer)[size:]
+                return
+            size -= len(buffer)
+            self._unsent.popleft()
 
     def _watch_socket(self) -> None:
         events = READ | WRITE if self._unsent else READ
@@ -235,23 +244,21 @@ class _ProcessWorker(Worker):
 
     def _on_socket(self, events: int) -> None:
         if events & WRITE:
-            self._flush()
-        if events & READ and not self._read():
+            self.flush()
+        if events & READ and self._receive() == 0:
             self._on_hang_up()
 
-    def _read(self) -> bool:
-        """Handle what has come; False at the end."""
-        while True:
-            try:
-                size = self._socket.recv_into(self._messages.buffer())
-            except BlockingIOError:
-                return True
-            except OSError:
-                return False
-            if size == 0:
-                return False
-            for message in self._messages.received(size):
-                self._handle(message)
+    def _receive(self) -> int | None:
+        """Handle what has come; the number of bytes, 0 at the end, None if nothing has come."""
+        try:
+            size = self._socket.recv_into(self._messages.buffer())
+        except BlockingIOError:
+            return None
+        except OSError:
+            return 0
+        for message in self._messages.received(size) if size else ():
+            self._handle(message)
+        return size
 
     # -- messages
 
@@ -319,7 +326,8 @@ class _ProcessWorker(Worker):
 
     def _on_exit(self, _: int) -> None:
         self._hub.forget(self._sentinel)
-        self._read()  # what it said before
+        while self._receive():  # what it said before
+            pass
         self._hub.forget(self._socket)
         if self._process.exitcode is None:  # the sentinel closes a moment before the process can be waited for
             self._kill()
@@ -387,7 +395,7 @@ def _body(frame: Frame) -> bytes | bytearray:
         return frame.payload.body
     parts, decode_part = frame.open()
     items = parts if decode_part is None else map(decode_part, parts)
-    return Pickled.pack([encode(item) for item in items]).body
+    return Pickled.pack([to_part(item) for item in items]).body
 
 
 def _repr_of(part: Any, decode_part: Callable[[Any], object] | None) -> str:
