@@ -1,7 +1,7 @@
 """The shell around an edge: a lock, wake-ups delivered outside it, and ends that block a thread.
 
-`Channel` itself never blocks: whoever must wait passes a `Waiter`. `BlockingReader` and `BlockingWriter` are the ends for
-code that owns a thread: the workers of the thread backend, and the consumer.
+`Channel` itself never blocks: whoever must wait passes a `Waiter`. `BlockingReader` and `BlockingWriter` are the ends
+for code that owns a thread: the workers of the thread backend, and the consumer.
 """
 
 from __future__ import annotations

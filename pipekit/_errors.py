@@ -51,7 +51,7 @@ class StartError(PipekitError):
     """A worker could not be started; those already started were stopped."""
 
 
-class Cancelled(BaseException):  # noqa: N818 - not an error, like asyncio.CancelledError
+class Cancelled(BaseException):  # not an error, like asyncio.CancelledError
     """Raised in a stage's function, where it reads its input, when its work is not wanted any more.
 
     Let it pass: `finally` blocks run, the results of the worker are dropped. Not an `Exception`, so that a stage that
@@ -59,11 +59,11 @@ class Cancelled(BaseException):  # noqa: N818 - not an error, like asyncio.Cance
     """
 
 
-class Released(Cancelled):  # noqa: N818
+class Released(Cancelled):
     """What pipekit itself raises as `Cancelled`; a `Cancelled` that stage code makes up is a failure like any other."""
 
 
-class RemoteTraceback(Exception):  # noqa: N818 - the name that concurrent.futures gave this idea
+class RemoteTraceback(Exception):  # the name that concurrent.futures gave this idea
     """The traceback of an exception that was raised in another process, as text."""
 
     def __str__(self) -> str:
@@ -108,7 +108,7 @@ class Failure:
         return error
 
 
-class TaskException(PipekitError):  # noqa: N818 - the seed library's name
+class TaskException(PipekitError):  # the seed library's name
     """A stage raised; the original exception is the `__cause__`.
 
     Attributes:
@@ -123,7 +123,7 @@ class TaskException(PipekitError):  # noqa: N818 - the seed library's name
         super().__init__(self._summary(failure, others))
         self.failure = failure
         self.others = tuple(others)
-        if failure.item is not None:
+        if failure.item is not None and not issubclass(failure.kind, WorkerDied):  # its message has the items
             self.add_note(f'worker "{failure.worker}" (pid {failure.pid}) had last read the item {failure.item}')
 
     @staticmethod

@@ -98,8 +98,8 @@ class OneShot:
         """Take it for a run; raises PipelineError the second time."""
         if self.used:
             raise PipelineError(
-                f"the source {short_repr(self.iterator)} is an iterator that an earlier run has read: its items are gone. "
-                "Give a list or another iterable that can be read again, or Stage(function)"
+                f"the source {short_repr(self.iterator)} is an iterator that an earlier run has read: its items are "
+                "gone. Give a list or another iterable that can be read again, or Stage(function)"
             )
         self.used = True
 

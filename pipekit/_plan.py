@@ -82,7 +82,7 @@ def compile_plan(nodes: Sequence[Node]) -> Plan:
         source = index - 1 if index > 0 else None
         stages.append(PlannedStage(node.name, node.options.workers, backend, prepared, source, index))
     readers = [node.options.workers for node in nodes[1:]] + [1]
-    edges = [_edge(node.options.qsize, node.options.workers, count) for node, count in zip(nodes, readers, strict=True)]
+    edges = [_edge(size, node.options.workers, count) for size, node, count in zip(_sizes(nodes), nodes, readers, strict=True)]
     first = nodes[0].function
     return Plan(tuple(stages), tuple(edges), first if isinstance(first, OneShot) else None)
 
@@ -94,6 +94,14 @@ def _check_first(node: Node) -> None:
             f"the pipeline starts with stage {node.name!r}, which needs an input ({problem}): "
             f"give it one with `iterable | {node.name}`"
         )
+
+
+def _sizes(nodes: Sequence[Node]) -> list[int | None]:
+    """Each stage's qsize. An iterable has no options: its queue is sized as that of the stage which reads it."""
+    sizes = [node.options.qsize for node in nodes]
+    if nodes[0].is_source and len(nodes) > 1:
+        sizes[0] = nodes[1].options.qsize or None
+    return sizes
 
 
 def _task(node: Node, *, has_input: bool, encode: bool) -> Task:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import threading
 from itertools import chain
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from pipekit._run import PATIENCE, Run
 from pipekit._stats import RunStats
@@ -30,8 +28,8 @@ else:
 class Results(_Chain[T]):
     """The results of a run: an iterator that is also a context manager.
 
-    Leaving it in any way stops the run: reading to the end, `close()`, the end of a `with` block, an exception in it, or
-    dropping the last reference. Made by `Pipeline.results()`.
+    Leaving it in any way stops the run: reading to the end, `close()`, the end of a `with` block, an exception in it,
+    or dropping the last reference. Made by `Pipeline.results()`.
 
     Iterating raises TaskException (or a subclass) after the last result if a stage failed.
     """

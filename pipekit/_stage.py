@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Protocol, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Protocol, Self, overload
 
-from typing_extensions import ParamSpec, Self, TypedDict, Unpack
+from typing_extensions import ParamSpec, TypedDict, Unpack
 
 from pipekit._graph import Node, Options, check_callable, stage_name
-from pipekit._pipeline import A, B, C, In, Joinable, NoInput, Out, Pipeline, feed, join, last, start
 from pipekit._pickling import decorated_name, import_decorated
+from pipekit._pipeline import A, B, C, In, Joinable, NoInput, Out, Pipeline, feed, join, last, start
 from pipekit._task import Kind
 
 if TYPE_CHECKING:
-    from pipekit._plan import Plan
     from pipekit._results import Results
     from pipekit.backends._base import Backend
 

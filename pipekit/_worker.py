@@ -223,7 +223,7 @@ class _Input:
         return len(self._parts) - length_hint(self._position)
 
 
-class CannotTravel(Exception):  # noqa: N818
+class CannotTravel(Exception):
     """An item or result that cannot travel; the reason is its `__cause__`."""
 
     def __init__(self, what: str, error: BaseException) -> None:
@@ -276,7 +276,7 @@ def _start(task: Task, source: _Input | None) -> Iterator[object]:
             return _map_good(task, source.items)
         if not task.args and not task.kwargs:
             return map(task.function, source.items)
-        return map(lambda item: task.function(item, *task.args, **task.kwargs), source.items)
+        return map(lambda item: task.function(item, *task.args, **task.kwargs), source.items)  # noqa: C417
     given = () if source is None else (source.items,)
     results = task.function(*given, *task.args, **task.kwargs)
     if not isinstance(results, Iterable):
@@ -313,15 +313,14 @@ def _to_part(result: object) -> object:
 
 
 def _close(results: Iterator[object]) -> None:
-    """Run the `finally` blocks of a generator that was not read to its end. (A file has `close` too: it is the caller's.)"""
+    """Run the `finally` blocks of a generator not read to its end. (A file has `close` too: it is the caller's.)"""
     if isinstance(results, Generator):
         results.close()
 
 
-def describe(error: BaseException, stage: str, worker: str, item: str | None) -> Failure:
+def describe(error: BaseException, stage: str, worker: str, item: str | None, did: str = "raised") -> Failure:
     """The failure record of an exception that was caught in a worker's own thread."""
     kind: type[TaskException] = TaskException
-    did = "raised"
     if isinstance(error, CannotTravel):
         kind, did, error = ItemNotPicklable, error.what + ":", error.error
     error = error.with_traceback(_user_part(error.__traceback__))

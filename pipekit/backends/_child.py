@@ -48,7 +48,7 @@ def _run(link: _Link, stage: str, worker: str, flusher: Flusher) -> Outcome:
     try:
         task = cast(Task, decode(body))
     except BaseException as error:
-        return Outcome(describe(error, stage, worker, None))
+        return Outcome(describe(error, stage, worker, None, did="could not load its function:"))
     return run_task(task, worker, link.reader if task.has_input else None, link.writer, flusher)
 
 

@@ -139,7 +139,7 @@ class _ProcessExecutor(Executor):
             worker.close()
 
     def _on_error(self, error: BaseException) -> None:
-        """A callback of the hub raised: an error in pipekit, or in a payload's code. The run fails, and does not hang."""
+        """A callback of the hub raised: an error in pipekit or in a payload's code. The run fails, it does not hang."""
         for worker in self._workers:
             worker.fail(error)
 
@@ -373,8 +373,7 @@ class _ProcessWorker(Worker):
         reprs: list[str] = []
         for frame in self._lent:
             parts, decode_part = frame.open()
-            for part in parts[: ITEMS_SHOWN - len(reprs)]:
-                reprs.append(_repr_of(part, decode_part))
+            reprs.extend(_repr_of(part, decode_part) for part in parts[: ITEMS_SHOWN - len(reprs)])
         return reprs
 
 
@@ -442,8 +441,8 @@ def _start_process(context: Any, name: str, args: tuple[object, ...]) -> Any:
 def _without_main() -> Iterator[None]:
     """Keep processes started by this thread from importing the caller's `__main__`.
 
-    So scripts need no `if __name__ == "__main__"` guard: what stages need of `__main__` travels with them. Undocumented,
-    therefore tested on every Python version.
+    So scripts need no `if __name__ == "__main__"` guard: what stages need of `__main__` travels with them.
+    Undocumented, therefore tested on every Python version.
     """
     original = spawn.get_preparation_data
     starter = threading.get_ident()

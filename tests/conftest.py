@@ -1,0 +1,87 @@
+"""Behaviour is tested once, over all backends; after each test nothing of pipekit may be left."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import pipekit
+
+BACKENDS = ["thread", "process"]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend in turn."""
+    return str(request.param)
+
+
+@pytest.fixture(params=[f"{first}-{second}" for first in BACKENDS for second in BACKENDS])
+def backend_pair(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Each ordered pair of backends in turn."""
+    first, second = str(request.param).split("-")
+    return first, second
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _helpers_of_multiprocessing_started() -> None:
+    """The fork server and the resource tracker stay until the program ends: have them before leaks are counted."""
+    assert (range(1) | pipekit.Stage(list)).execute() == 0
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(_helpers_of_multiprocessing_started: None) -> Iterator[None]:
+    before = _belongings()
+    yield
+    # Most of it is gone at once; what goes with the last reference to an exception's traceback may need the collector.
+    eventually(lambda: _belongings() <= before or (gc.collect() and False), lambda: f"left: {_belongings() - before}")
+
+
+def _belongings() -> set[str]:
+    """Our threads, processes, descriptors and shared memory files, by name."""
+    threads = {f"thread {thread.name}" for thread in threading.enumerate()}
+    return threads | {f"process {name}" for name in workers_alive()} | _files()
+
+
+def _files() -> set[str]:
+    shared = Path("/dev/shm")
+    files = {f"file {path}" for path in shared.iterdir()} if shared.is_dir() else set()
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{descriptor}")
+        except OSError:  # the descriptor of the listing itself
+            continue
+        if target.startswith(("socket:", "pipe:", "anon_inode:", "/dev/shm")):
+            files.add(f"descriptor {descriptor} {target}")
+    return files
+
+
+def workers_alive() -> list[str]:
+    """The processes that descend from this one, without the two helpers of multiprocessing."""
+    alive = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            command = " ".join(process.cmdline())
+            is_helper = "resource_tracker" in command or (
+                "forkserver" in command and process.ppid() == os.getpid()
+            )
+            if not is_helper and process.status() != psutil.STATUS_ZOMBIE:
+                alive.append(f"{process.pid} {command[:60]}")
+        except psutil.NoSuchProcess:
+            continue
+    return alive
+
+
+def eventually(holds: Callable[[], bool], message: Callable[[], str] = lambda: "", seconds: float = 5.0) -> None:
+    """Wait until a state is reached; fails only where it is not reached at all."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, message() or "the state was not reached"
+        time.sleep(0.005)

@@ -1,0 +1,311 @@
+"""Leaving the results in any way ends the run and leaves nothing behind (what is left is checked after each test)."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import eventually, workers_alive
+
+from pipekit import Results, Stage, map_stage, stage
+
+#: Seconds that leaving may take, by promise; everything else in a test takes far less.
+PROMISED = 2.0
+
+
+def endless(backend: str) -> Any:
+    return itertools.count() | map_stage(workers=2, backend=backend)(lambda number: number)
+
+
+def _break(results: Results[int]) -> None:
+    for _ in results:
+        break
+
+
+def _close(results: Results[int]) -> None:
+    next(results)
+    results.close()
+
+
+def _with(results: Results[int]) -> None:
+    with results:
+        next(results)
+
+
+def _exception(results: Results[int]) -> None:
+    with pytest.raises(KeyError):
+        for _ in results:
+            raise KeyError
+
+
+def _never_started(results: Results[int]) -> None:
+    results.close()
+
+
+def _close_twice(results: Results[int]) -> None:
+    results.close()
+    results.close()
+
+
+LEAVE = [_break, _close, _with, _exception, _never_started, _close_twice]
+
+
+@pytest.mark.parametrize("leave", LEAVE)
+def test_leaving_takes_less_than_promised(backend_pair: tuple[str, str], leave: Any) -> None:
+    first, second = backend_pair
+    pipe = endless(first) | map_stage(backend=second)(lambda number: number)
+    results = pipe.results()
+    started = time.monotonic()
+    leave(results)
+    del results
+    assert time.monotonic() - started < PROMISED
+
+
+def test_dropping_the_results_ends_the_run(backend: str) -> None:
+    results = endless(backend).results()
+    next(results)
+    del results
+    assert workers_alive() == []
+
+
+def test_results_in_a_reference_cycle_end_the_run_when_collected(backend: str) -> None:
+    cycle: list[Any] = [endless(backend).results()]
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+    assert workers_alive() == []
+
+
+def test_a_closed_iterator_gives_nothing_more(backend: str) -> None:
+    results = endless(backend).results()
+    next(results)
+    results.close()
+    assert list(results) == []
+
+
+def test_results_read_to_the_end_leave_no_worker(backend: str) -> None:
+    results = (range(10) | map_stage(workers=2, backend=backend)(lambda number: number)).results()
+    assert len(list(results)) == 10
+    assert workers_alive() == []
+    assert results.stats().state == "stopped"
+
+
+def test_leaving_runs_the_finally_blocks_of_every_stage(backend_pair: tuple[str, str], tmp_path: Path) -> None:
+    def tidy(numbers: Iterable[int], name: str) -> Iterator[int]:
+        try:
+            yield from numbers
+        finally:
+            (tmp_path / name).touch()
+
+    first, second = (stage(backend=backend)(tidy) for backend in backend_pair)
+    _close((itertools.count() | first("first") | second("second")).results())
+    assert sorted(os.listdir(tmp_path)) == ["first", "second"]
+
+
+def test_leaving_runs_the_finally_block_of_a_stage_that_waits_for_input(backend: str, tmp_path: Path) -> None:
+    never = threading.Event()
+
+    def one_item() -> Iterator[int]:
+        yield 1
+        never.wait(60)
+
+    def tidy(numbers: Iterable[int]) -> Iterator[int]:
+        try:
+            yield from numbers
+        finally:
+            (tmp_path / "tidied").touch()
+
+    results = (one_item() | stage(backend=backend)(tidy)).results()
+    next(results)
+    closer = threading.Thread(target=results.close)
+    closer.start()
+    eventually((tmp_path / "tidied").exists)
+    never.set()
+    closer.join()
+
+
+def test_leaving_closes_a_generator_that_is_the_source(backend: str) -> None:
+    closed = threading.Event()
+
+    def source() -> Iterator[int]:
+        try:
+            yield from itertools.count()
+        finally:
+            closed.set()
+
+    _close((source() | map_stage(backend=backend)(lambda number: number)).results())
+    assert closed.is_set()
+
+
+def test_leaving_stops_processes_in_long_calls() -> None:
+    results = (itertools.count() | map_stage(workers=3)(_sleep_long)).results()
+    eventually(lambda: results.stats().stages[1].received >= 3)
+    started = time.monotonic()
+    results.close()
+    assert time.monotonic() - started < PROMISED
+    assert workers_alive() == []
+
+
+def test_leaving_leaves_a_thread_in_a_long_call_to_itself_and_gives_it_no_further_item() -> None:
+    release, seen = threading.Event(), []
+
+    def busy(number: int) -> int:
+        seen.append(number)
+        release.wait(60)
+        return number
+
+    results = (itertools.count() | map_stage(backend="thread")(busy)).results()
+    eventually(lambda: bool(seen))
+    started = time.monotonic()
+    results.close()
+    assert time.monotonic() - started < PROMISED
+    release.set()
+    eventually(lambda: all(thread.name != "busy-0" for thread in threading.enumerate()))
+    assert seen == [0]
+
+
+def _sleep_long(_: int) -> None:
+    time.sleep(60)
+
+
+def test_a_pipeline_runs_in_a_thread_that_is_not_the_main_one(backend: str) -> None:
+    sums: list[int] = []
+    pipe = range(100) | map_stage(workers=2, backend=backend)(lambda number: number)
+    runner = threading.Thread(target=lambda: sums.append(sum(pipe.results())))
+    runner.start()
+    runner.join()
+    assert sums == [4950]
+
+
+def test_many_runs_of_a_pipeline_at_once(backend: str) -> None:
+    pipe = range(200) | map_stage(workers=2, backend=backend)(lambda number: number)
+    running = [pipe.results() for _ in range(8)]
+    assert [sum(results) for results in running] == [19900] * 8
+
+
+def test_a_pipeline_inside_a_worker_of_another(backend_pair: tuple[str, str]) -> None:
+    outer, inner = backend_pair
+
+    def total(count: int) -> int:
+        return sum((range(count) | map_stage(backend=inner)(lambda number: number)).results())
+
+    assert sorted((range(1, 4) | map_stage(workers=2, backend=outer)(total)).results()) == [0, 1, 3]
+
+
+def test_leaving_ends_the_pipelines_inside_the_workers(backend: str) -> None:
+    def endless_inner(numbers: Iterable[int]) -> Iterator[int]:
+        yield from (itertools.count() | map_stage()(lambda number: number)).results()
+
+    _close(([1] | stage(backend=backend)(endless_inner)).results())
+    eventually(lambda: workers_alive() == [])
+
+
+def test_two_hundred_short_runs_leave_nothing(backend: str) -> None:
+    def fail(number: int) -> int:
+        return 1 // (number - 2)
+
+    good: Any = range(3) | map_stage(backend=backend)(lambda number: number)
+    bad: Any = range(5) | map_stage(backend=backend)(fail)
+    for _ in range(70):
+        assert sorted(good.results()) == [0, 1, 2]
+        with pytest.raises(Exception, match="ZeroDivisionError"):
+            list(bad.results())
+        _break(endless(backend).results())
+    descriptors = len(os.listdir("/proc/self/fd"))
+    assert descriptors < 40
+
+
+# -- programs of their own, in sessions of their own
+
+PROGRAM = """
+import itertools, os, sys, time
+from pipekit import map_stage, stage
+
+def busy(number):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+
+pipe = itertools.count() | map_stage(workers=2)(lambda n: n) | map_stage(workers=2)(busy)
+"""
+
+
+def _program(body: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PROGRAM) + textwrap.dedent(body)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _two_workers(program: subprocess.Popen[str]) -> list[psutil.Process]:
+    assert program.stdout is not None
+    return [psutil.Process(int(program.stdout.readline())) for _ in range(2)]
+
+
+def _all_gone(processes: list[psutil.Process]) -> bool:
+    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+
+def test_results_suspended_at_interpreter_exit_are_left_cleanly() -> None:
+    program = _program("results = iter((itertools.count() | map_stage(workers=2)(lambda n: n)).results())\nnext(results)")
+    out, err = program.communicate(timeout=30)
+    assert (program.returncode, out, err) == (0, "", "")
+
+
+def test_sys_exit_in_the_loop_keeps_its_status() -> None:
+    program = _program("for _ in (itertools.count() | map_stage(workers=2)(lambda n: n)).results(): sys.exit(7)")
+    out, err = program.communicate(timeout=30)
+    assert (program.returncode, out, err) == (7, "", "")
+
+
+def test_ctrl_c_ends_the_program_with_one_traceback_while_all_workers_are_busy() -> None:
+    program = _program("list(pipe.results())")
+    workers = _two_workers(program)
+    started = time.monotonic()
+    os.killpg(program.pid, signal.SIGINT)
+    _, err = program.communicate(timeout=30)
+    assert time.monotonic() - started < PROMISED + 3  # the bound is for the run; the interpreter ends after it
+    assert program.returncode == -signal.SIGINT
+    assert err.count("Traceback") == 1
+    assert err.rstrip().endswith("KeyboardInterrupt")
+    eventually(lambda: _all_gone(workers))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_do_not_outlive_a_parent_that_is_killed(how: signal.Signals) -> None:
+    program = _program("list(pipe.results())")
+    workers = _two_workers(program)
+    os.kill(program.pid, how)
+    program.communicate(timeout=30)
+    eventually(lambda: _all_gone(workers))
+
+
+def test_a_run_that_succeeds_or_whose_error_is_handled_prints_nothing() -> None:
+    program = _program(
+        """
+        from pipekit import TaskException, Stage
+        assert sorted((range(5) | map_stage(workers=2)(lambda n: n)).results()) == [0, 1, 2, 3, 4]
+        for bad in (lambda n: 1 // 0, lambda n: os._exit(3), lambda n: sys.exit(1)):
+            try:
+                list((range(5) | map_stage(workers=2)(bad)).results())
+            except TaskException:
+                continue
+            raise AssertionError
+        """
+    )
+    out, err = program.communicate(timeout=30)
+    assert (program.returncode, out, err) == (0, "", "")
