@@ -73,8 +73,7 @@ class Run:
                 for number in range(stage.workers):
                     self._workers.append(self._open(index, stage, f"{stage.name}-{number}"))
             _stop_all_at_exit()
-            for executor in self._executors.values():
-                executor.start()
+            self._start_executors()
         except BaseException:
             for worker in self._workers:
                 worker.kill()
@@ -92,10 +91,14 @@ class Run:
         except PipekitError:
             raise
         except Exception as error:
-            raise StartError(
-                f'the worker "{name}" could not be started ({error!r}): all workers of this run are stopped. '
-                "If the system has no more processes or memory to give, use fewer workers"
-            ) from error
+            raise _not_started(f'the worker "{name}"', error) from error
+
+    def _start_executors(self) -> None:
+        for backend, executor in self._executors.items():
+            try:
+                executor.start()
+            except Exception as error:
+                raise _not_started(f"a worker on the backend {backend.name!r}", error) from error
 
     # -- what workers report
 
@@ -122,7 +125,7 @@ class Run:
             self._channels[-1].drain()
         else:
             self._channels[-1].cancel()
-        for worker in list(self._workers):
+        for worker in self._workers:
             worker.abort()
 
     # -- the consumer's side
@@ -179,7 +182,10 @@ class Run:
                 f"{self._left_behind} thread worker(s) could not be stopped: they are left to finish their call, "
                 "and take no further item"
             )
-        raise error
+        try:
+            raise error
+        finally:
+            del error, failures  # the traceback holds this frame: no cycle, or all that it refers to lives on
 
     def stats(self) -> RunStats:
         """How the run is doing now."""
@@ -220,6 +226,8 @@ class Run:
             for worker in self._workers:
                 worker.kill()
             raise
+        else:
+            self._workers, self._executors = [], {}  # they refer back to the run
         finally:
             with self._lock:
                 self._state = State.STOPPED
@@ -252,6 +260,13 @@ def _stop_all_at_exit() -> None:
     """
     atexit.unregister(stop_all)
     atexit.register(stop_all)
+
+
+def _not_started(what: str, error: Exception) -> StartError:
+    return StartError(
+        f"{what} could not be started ({error!r}): all workers of this run are stopped. "
+        "If the system has no more processes, threads or memory to give, use fewer workers"
+    )
 
 
 def _nothing() -> None:
