@@ -72,9 +72,8 @@ class Channel:
     def _do(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with self._lock:
             answer = step(*args, **kwargs)
-            wakeups = self._edge.wakeups
-            if wakeups:
-                self._edge.wakeups = []
+            # Always another list, also when this one is empty: a later call of another thread fills the edge's.
+            wakeups, self._edge.wakeups = self._edge.wakeups, []
         for waiter, told in wakeups:
             waiter.wake(told)
         return answer

@@ -190,7 +190,7 @@ def test_a_thousand_thread_workers() -> None:
 
 def _announce(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     announced = EntryPoints([EntryPoint("own", value, _registry.GROUP)])
-    monkeypatch.setattr(_registry, "entry_points", lambda **selection: announced.select(**selection))
+    monkeypatch.setattr(_registry, "_announced", lambda: announced)
 
 
 def test_an_installed_package_can_announce_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:

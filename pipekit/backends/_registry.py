@@ -7,10 +7,13 @@ that makes one when called without arguments. Nothing is imported before a pipel
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
 
 from pipekit._errors import BackendUnavailable, OptionError
 from pipekit.backends._base import Backend
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
 
 GROUP = "pipekit.backends"
 _BUILT_IN = {
@@ -23,7 +26,7 @@ def check_backend_name(name: str) -> None:
     """Raise OptionError if there is no backend of that name."""
     if name in _BUILT_IN:
         return
-    announced = entry_points(group=GROUP).names
+    announced = _announced().names
     if name not in announced:
         known = ", ".join(repr(known) for known in sorted({*_BUILT_IN, *announced}))
         raise OptionError(f"there is no backend {name!r}: use one of {known}, or a Backend object")
@@ -50,8 +53,14 @@ def _load(name: str) -> object:
     if name in _BUILT_IN:
         module, attribute = _BUILT_IN[name]
         return getattr(import_module(module), attribute)
-    (entry_point, *_) = entry_points(group=GROUP, name=name)
+    (entry_point, *_) = _announced().select(name=name)
     try:
         return entry_point.load()
     except Exception as error:
         raise BackendUnavailable(f"the backend {name!r} ({entry_point.value}) cannot be imported: {error}") from error
+
+
+def _announced() -> EntryPoints:
+    from importlib.metadata import entry_points  # takes longer to import than all of pipekit
+
+    return entry_points(group=GROUP)
