@@ -32,21 +32,26 @@ AHEAD_SECONDS = 0.005
 
 
 def main(connection: socket.socket, stage: str, worker: str) -> None:
-    """Run one worker. The first instructions make Ctrl-C the parent's affair: the terminal sends it to all."""
+    """Run one worker. Ctrl-C is the parent's affair: the process starts with SIGINT blocked, and ignores it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     link = _Link(connection)
+    try:
+        task = link.first()
+    except (EOFError, OSError):  # the parent has gone, or was interrupted while it started this worker
+        return
     flusher = Flusher()
-    outcome = _run(link, stage, worker, flusher)
+    outcome = _run(link, task, stage, worker, flusher)
     flusher.stop()
     stop_all()  # pipelines that the stage has left running
     with suppress(Released):
         link.finish(outcome)
 
 
-def _run(link: _Link, stage: str, worker: str, flusher: Flusher) -> Outcome:
-    body = link.first().body
+def _run(link: _Link, message: Message, stage: str, worker: str, flusher: Flusher) -> Outcome:
     try:
-        task = cast(Task, decode(body))
+        task = cast(Task, decode(message.body))
     except BaseException as error:
         return Outcome(describe(error, stage, worker, None, did="could not load its function:"))
     return run_task(task, worker, link.reader if task.has_input else None, link.writer, flusher)

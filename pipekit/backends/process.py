@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from multiprocessing import connection, spawn
+from multiprocessing import connection, resource_tracker, spawn
 from multiprocessing import process as multiprocessing_process
 from typing import Any, Literal, TypeAlias
 from weakref import WeakSet
@@ -422,14 +422,14 @@ def _exit_status(status: int) -> str:
 
 # -- starting processes: everything that relies on multiprocessing's inner workings stands below
 
+_PRELOADED = ["pipekit.backends._in_fork_server", "cloudpickle"]
 _starting = threading.Lock()
 _parent_ends: WeakSet[socket.socket] = WeakSet()
 
 
 def _start_process(context: Any, name: str, args: tuple[object, ...]) -> Any:
     process = context.Process(target=_child.main, args=args, name=name)
-    with _starting, _without_main():
-        _preload(context)
+    with _starting, _without_main(), _without_interrupts(context):
         process.start()
     # multiprocessing polls its children whenever it starts another, in any thread; two that read the exit status of
     # a fork server's child at the same time may both get a wrong one. It also waits for them at exit. They are ours.
@@ -461,14 +461,34 @@ def _without_main() -> Iterator[None]:
         spawn.get_preparation_data = original
 
 
-def _preload(context: Any) -> None:
-    """Have the fork server import what every worker needs, unless the user has chosen what it imports."""
-    if context.get_start_method() != "forkserver":
+@contextmanager
+def _without_interrupts(context: Any) -> Iterator[None]:
+    """Start processes with SIGINT blocked, so that no Ctrl-C finds one that does not ignore it yet."""
+    if not hasattr(signal, "pthread_sigmask") or not _starts_workers_blocked(context):
+        yield
         return
+    resource_tracker.ensure_running()  # before: when it starts its process, it unblocks SIGINT in this thread
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _starts_workers_blocked(context: Any) -> bool:
+    """Whether a blocked SIGINT is let in again in all processes that inherit it.
+
+    A fork server passes it on to children that are not ours, so it must be one that has imported `_in_fork_server`. It
+    also imports what every worker needs. What the user has chosen to have it import is left alone.
+    """
+    if context.get_start_method() != "forkserver":
+        return True
     from multiprocessing import forkserver  # not on Windows
 
-    if forkserver._forkserver._preload_modules == ["__main__"]:  # type: ignore[attr-defined]
-        context.set_forkserver_preload(["pipekit.backends._child", "cloudpickle"])
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    if server._preload_modules == ["__main__"]:
+        context.set_forkserver_preload(_PRELOADED)
+    return bool(server._preload_modules == _PRELOADED)
 
 
 def _after_fork_in_child() -> None:

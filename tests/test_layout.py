@@ -1,0 +1,149 @@
+"""What the source tree must look like: who imports whom, what is public, what is installed."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+import pipekit
+import pipekit.backends
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "pipekit"
+
+#: A module imports only modules above it: contracts before what keeps them, declaring before compiling before running.
+ORDER = [
+    "pipekit._errors",
+    "pipekit._pickling",
+    "pipekit._frame",
+    "pipekit._edge",
+    "pipekit._task",
+    "pipekit._stats",
+    "pipekit._worker",
+    "pipekit.backends._base",
+    "pipekit.backends",
+    "pipekit.backends._registry",
+    "pipekit._graph",
+    "pipekit._plan",
+    "pipekit._channel",
+    "pipekit._run",
+    "pipekit._results",
+    "pipekit._pipeline",
+    "pipekit._stage",
+    "pipekit.backends._hub",
+    "pipekit.backends._wire",
+    "pipekit.backends._child",
+    "pipekit.backends.thread",
+    "pipekit.backends.process",
+    "pipekit",
+    "pipekit._demo",
+    "pipekit.__main__",
+]
+#: What the core may know of backends: the contract, and how to find one by name.
+CONTRACT = {"pipekit.backends", "pipekit.backends._base", "pipekit.backends._registry"}
+
+FILES = {
+    ".".join(("pipekit", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+
+
+def imported(module: str, *, when_loaded: bool = False) -> set[str]:
+    """The pipekit modules that `module` imports, except for type checkers; `when_loaded`: except in functions."""
+    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+    return set(chain.from_iterable(_targets(node) for node in _statements(tree, when_loaded)))
+
+
+def _statements(node: ast.AST, when_loaded: bool) -> Iterator[ast.Import | ast.ImportFrom]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            for statement in child.orelse:
+                yield from _statements(ast.Module([statement], []), when_loaded)
+        elif not (when_loaded and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)):
+            yield from _statements(child, when_loaded)
+
+
+def _targets(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    else:
+        assert node.level == 0, f"relative import in line {node.lineno}"
+        names = [f"{node.module}.{alias.name}" for alias in node.names]
+    for name in names:
+        if name in FILES:
+            yield name
+        elif name.rpartition(".")[0] in FILES:
+            yield name.rpartition(".")[0]
+
+
+def test_every_module_has_its_place() -> None:
+    assert len(ORDER) == len(set(ORDER))
+    assert set(FILES) <= set(ORDER)
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_imports_go_from_later_to_earlier(module: str) -> None:
+    later = {name for name in imported(module) if ORDER.index(name) >= ORDER.index(module)}
+    assert not later
+
+
+@pytest.mark.parametrize("module", sorted(name for name in FILES if "backends" not in name))
+def test_the_core_imports_no_concrete_backend(module: str) -> None:
+    concrete = {name for name in FILES if name.startswith("pipekit.backends")} - CONTRACT
+    assert not imported(module, when_loaded=True) & concrete
+
+
+@pytest.mark.parametrize("name", pipekit.__all__)
+def test_public_names_are_documented_and_say_where_they_are(name: str) -> None:
+    value = getattr(pipekit, name)
+    assert value.__doc__
+    home = f"pipekit.backends.{name.removesuffix('Backend').lower()}" if name.endswith("Backend") else "pipekit"
+    assert value.__module__ == home
+
+
+def test_all_is_sorted_and_complete() -> None:
+    assert sorted(set(pipekit.__all__)) == pipekit.__all__
+    modules = {name.rpartition(".")[2] for name in FILES}
+    public = {name for name in vars(pipekit) if not name.startswith("_")} - modules
+    assert public - {"annotations", "TYPE_CHECKING", "Any"} <= set(pipekit.__all__)
+
+
+def test_backends_names_exist() -> None:
+    assert all(getattr(pipekit.backends, name).__doc__ for name in pipekit.backends.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'RayBackend'"):
+        pipekit.RayBackend  # noqa: B018
+
+
+def test_import_is_cheap() -> None:
+    program = "import sys; before = set(sys.modules); import pipekit; print(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert not loaded & {"multiprocessing", "cloudpickle", "numpy", "asyncio"}
+
+
+def test_runtime_dependencies() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = [requirement.partition(">=")[0] for requirement in project["dependencies"]]
+    assert names == ["typing-extensions", "cloudpickle"]
+
+
+@pytest.mark.skipif("PIPEKIT_TEST_WHEEL" not in os.environ, reason="only tox tests the built wheel")
+def test_the_wheel_is_what_is_tested() -> None:
+    here = Path(pipekit.__file__)
+    assert "site-packages" in here.parts
+    assert (here.parent / "py.typed").exists()
+    in_workers = pipekit.Stage(lambda: [pipekit.__file__]).execute()
+    assert in_workers == pipekit.__file__
