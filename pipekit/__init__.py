@@ -17,8 +17,10 @@ from pipekit._errors import SignatureError as SignatureError
 from pipekit._errors import StartError as StartError
 from pipekit._errors import TaskException as TaskException
 from pipekit._errors import WorkerDied as WorkerDied
+from pipekit._graph import Options as Options
 from pipekit._pipeline import NoInput as NoInput
 from pipekit._pipeline import Pipeline as Pipeline
+from pipekit._plan import Plan as Plan
 from pipekit._results import Results as Results
 from pipekit._stage import Stage as Stage
 from pipekit._stage import map_stage as map_stage
@@ -40,9 +42,11 @@ __all__ = [
     "NoInput",
     "NotPicklable",
     "OptionError",
+    "Options",
     "PipekitError",
     "Pipeline",
     "PipelineError",
+    "Plan",
     "ProcessBackend",
     "RemoteTraceback",
     "Results",

@@ -69,7 +69,9 @@ class Node:
         """Raise SignatureError unless the function can be called with `inputs` input and its arguments."""
         problem = self.argument_problem(inputs)
         if problem is not None:
-            raise SignatureError(f"stage {self.name!r}: {problem}; call the stage to give its arguments, {self.name}(...)")
+            raise SignatureError(
+                f"stage {self.name!r}: {problem}; call the stage to give its arguments, {self.name}(...)"
+            )
 
     def argument_problem(self, inputs: int) -> str | None:
         """Why the function cannot be called so, or None if it can or its signature does not tell."""
@@ -113,7 +115,8 @@ def source_node(source: Iterable[Any]) -> Node:
 def check_callable(function: object) -> None:
     """Raise SignatureError if a stage cannot be made of it."""
     if not callable(function):
-        raise SignatureError(f"a stage is made of a function, {short_repr(function)} is not callable")
+        hint = f"; for {function} workers write workers={function}" if isinstance(function, int) else ""
+        raise SignatureError(f"a stage is made of a function, {short_repr(function)} is not callable{hint}")
 
 
 def stage_name(function: Callable[..., Any]) -> str:

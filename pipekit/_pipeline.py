@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Generic, final
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, final
 
 from typing_extensions import TypeVar
 
@@ -34,6 +34,14 @@ class Joinable:
 
     # numpy arrays leave `array | stage` to the stage.
     __array_ufunc__ = None
+
+    if not TYPE_CHECKING:  # for the type checker it is not iterable, as is meant
+
+        def __iter__(self) -> NoReturn:
+            raise SignatureError(
+                f"{self!r} is not iterable: iterate over its results(). "
+                "(A dict view iterates over what stands right of `|`: write `list(view) | stage`)"
+            )
 
     def _nodes(self) -> tuple[Node, ...]:
         raise NotImplementedError

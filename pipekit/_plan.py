@@ -38,8 +38,12 @@ class PlannedStage:
 
 @dataclass(frozen=True, slots=True)
 class PlannedEdge:
-    """An edge with its limits, between `writers` workers and `readers`."""
+    """An edge with its limits, between `writers` workers and `readers`.
 
+    qsize: what was asked for; the limits follow from it.
+    """
+
+    qsize: int | None
     limits: Limits
     writers: int
     readers: int
@@ -55,12 +59,16 @@ class Plan:
 
     def explain(self) -> str:
         """The plan as text, a line a stage."""
-        lines = []
-        for stage in self.stages:
-            room = self.edges[stage.output].limits
-            queue = "no limit" if room.room is None else f"up to {room.room} items"
-            lines.append(f"{stage.name}: {stage.workers} x {stage.backend.name}, queue {queue}")
-        return "\n".join(lines)
+        return "\n".join(
+            f"{stage.name}: {stage.workers} x {stage.backend.name}, {_queue(self.edges[stage.output].qsize)}"
+            for stage in self.stages
+        )
+
+
+def _queue(qsize: int | None) -> str:
+    if qsize is None:
+        return f"queue as its reader needs it, at most {DEFAULT_QSIZE} items"
+    return f"queue of {qsize} items" if qsize else "queue without limit"
 
 
 def compile_plan(nodes: Sequence[Node]) -> Plan:
@@ -81,8 +89,9 @@ def compile_plan(nodes: Sequence[Node]) -> Plan:
         prepared = backend.prepare(_task(node, has_input=index > 0, encode=encode))
         source = index - 1 if index > 0 else None
         stages.append(PlannedStage(node.name, node.options.workers, backend, prepared, source, index))
-    readers = [node.options.workers for node in nodes[1:]] + [1]
-    edges = [_edge(size, node.options.workers, count) for size, node, count in zip(_sizes(nodes), nodes, readers, strict=True)]
+    writers = [node.options.workers for node in nodes]
+    readers = [*writers[1:], 1]
+    edges = [_edge(*edge) for edge in zip(_sizes(nodes), writers, readers, strict=True)]
     first = nodes[0].function
     return Plan(tuple(stages), tuple(edges), first if isinstance(first, OneShot) else None)
 
@@ -115,8 +124,8 @@ def _edge(qsize: int | None, writers: int, readers: int) -> PlannedEdge:
     process writer two: that share is taken off the queue's room. Frames of queued and lent items are in the room.
     """
     if qsize == 0:
-        return PlannedEdge(Limits(None, FRAME_LIMIT), writers, readers)
+        return PlannedEdge(qsize, Limits(None, FRAME_LIMIT), writers, readers)
     items = DEFAULT_QSIZE if qsize is None else qsize
     frame = 1 + items // (4 * (writers + readers))
     room = max(1, items - 2 * writers * (frame - 1))
-    return PlannedEdge(Limits(room, frame, elastic=qsize is None), writers, readers)
+    return PlannedEdge(qsize, Limits(room, frame, elastic=qsize is None), writers, readers)

@@ -211,7 +211,8 @@ class Run:
             return
         with self._lock:
             begun, self._stop_begun = self._stop_begun, True
-            self._state = State.STOPPING
+            if not begun:
+                self._state = State.STOPPING
         if begun:
             self._stopped.wait(PATIENCE)
             return

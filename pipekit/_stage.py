@@ -88,7 +88,7 @@ class Stage(Joinable, Generic[In, Out, P]):
         Args:
             workers: how many workers run the stage at the same time, default 1.
             qsize: how many of its results may wait for the next stage; 0 for no limit, default None: pipekit's choice,
-                at most 4096 items and fewer while the next stage is slow.
+                at most 8192 items and far fewer while the next stage is slow.
             backend: "process" (the default), "thread", the name of an installed backend, or a Backend object.
 
         Raises:

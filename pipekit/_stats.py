@@ -28,13 +28,8 @@ class RunStats:
     """A run, in the order of its stages.
 
     state: "new", "running", "stopping" or "stopped".
-    in_flight: items that the last stage's consumer or another stage has still to take.
     stages: a record for each stage; the first is the source.
     """
 
     state: str
     stages: tuple[StageStats, ...]
-
-    @property
-    def in_flight(self) -> int:
-        return sum(stage.waiting for stage in self.stages)

@@ -82,8 +82,7 @@ class Flusher:
         with self._changed:
             self._watched.add(output)
             if self._thread is None and not self._stopped.is_set():
-                self._thread = threading.Thread(target=self._run, name="pipekit-flusher", daemon=True)
-                self._thread.start()
+                self._thread = _started(self._run)
             elif self._idle:
                 self._idle = False
                 self._changed.notify()
@@ -109,6 +108,15 @@ class Flusher:
                 watched = list(self._watched)
             for output in watched:
                 output.offer()
+
+
+def _started(target: Callable[[], None]) -> threading.Thread | None:
+    thread = threading.Thread(target=target, name="pipekit-flusher", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is exiting, or there are no more threads to be had: frames go when full
+        return None
+    return thread
 
 
 class _Output:

@@ -33,15 +33,16 @@ def backend_pair(request: pytest.FixtureRequest) -> tuple[str, str]:
 @pytest.fixture(scope="session", autouse=True)
 def _helpers_of_multiprocessing_started() -> None:
     """The fork server and the resource tracker stay until the program ends: have them before leaks are counted."""
-    assert (range(1) | pipekit.Stage(list)).execute() == 0
+    pipekit.Stage(range, 1).execute()
 
 
 @pytest.fixture(autouse=True)
 def _nothing_left_behind(_helpers_of_multiprocessing_started: None) -> Iterator[None]:
     before = _belongings()
     yield
-    # Most of it is gone at once; what goes with the last reference to an exception's traceback may need the collector.
-    eventually(lambda: _belongings() <= before or (gc.collect() and False), lambda: f"left: {_belongings() - before}")
+    if not _belongings() <= before:
+        gc.collect()  # what an exception's traceback refers to
+    eventually(lambda: _belongings() <= before, lambda: f"left: {_belongings() - before}")
 
 
 def _belongings() -> set[str]:
@@ -69,9 +70,7 @@ def workers_alive() -> list[str]:
     for process in psutil.Process().children(recursive=True):
         try:
             command = " ".join(process.cmdline())
-            is_helper = "resource_tracker" in command or (
-                "forkserver" in command and process.ppid() == os.getpid()
-            )
+            is_helper = "resource_tracker" in command or ("forkserver" in command and process.ppid() == os.getpid())
             if not is_helper and process.status() != psutil.STATUS_ZOMBIE:
                 alive.append(f"{process.pid} {command[:60]}")
         except psutil.NoSuchProcess:

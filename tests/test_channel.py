@@ -64,7 +64,8 @@ def test_a_sleeper_that_is_told_before_it_sleeps_does_not_sleep() -> None:
 
 def test_every_item_passes_once_whatever_the_threads_do() -> None:
     channel = Channel(Edge(Limits(room=3, frame_limit=1), writers=4, readers=4))
-    count, got, lock = 2000, [], threading.Lock()
+    got: list[int] = []
+    count, lock = 2000, threading.Lock()
 
     def write(start: int) -> None:
         sleeper = Sleeper()

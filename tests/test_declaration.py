@@ -131,6 +131,23 @@ def test_what_is_not_callable_is_no_stage() -> None:
             cast(Any, make)(42)
 
 
+def test_a_number_of_workers_in_the_functions_place_gets_a_hint() -> None:
+    with pytest.raises(SignatureError, match="write workers=4"):
+        cast(Any, stage)(4)
+
+
+@pytest.mark.parametrize("view", [{1: 2}.keys(), {1: 2}.items()], ids=["keys", "items"])
+def test_a_dict_view_as_source_is_an_error_that_says_what_to_do(view: Any) -> None:
+    """Views iterate over what stands right of `|` before a stage can say anything."""
+    with pytest.raises(SignatureError, match=r"list\(view\)"):
+        view | double
+
+
+def test_iterating_over_a_pipeline_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(SignatureError, match=r"iterate over its results\(\)"):
+        list(cast(Any, range(3) | double))
+
+
 def test_a_missing_argument_is_an_error_at_the_joint() -> None:
     with pytest.raises(TypeError, match="stage 'add_n': missing a required argument: 'n'"):
         range(3) | add_n  # type: ignore[operator]

@@ -225,7 +225,9 @@ def test_a_worker_whose_child_keeps_its_socket_open_dies_visibly() -> None:
 
 
 def test_a_function_that_the_worker_cannot_load_is_a_named_error() -> None:
-    with pytest.raises(TaskException, match='"_NeedsMissingModule.call-0" could not load its function: ModuleNotFoundError'):
+    with pytest.raises(
+        TaskException, match='"_NeedsMissingModule.call-0" could not load its function: ModuleNotFoundError'
+    ):
         list(([1] | map_stage(_NeedsMissingModule().call)).results())
 
 

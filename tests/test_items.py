@@ -24,7 +24,16 @@ class OddEquality:
     __hash__ = object.__hash__
 
 
-ODD_ITEMS: list[Any] = [None, ValueError("an item"), StopIteration(), StopIteration, ..., float("nan"), OddEquality(), ()]
+ODD_ITEMS: list[Any] = [
+    None,
+    ValueError("an item"),
+    StopIteration(),
+    StopIteration,
+    ...,
+    float("nan"),
+    OddEquality(),
+    (),
+]
 
 
 def test_any_value_is_an_item(backend_pair: tuple[str, str]) -> None:
@@ -78,7 +87,9 @@ def test_a_large_number_of_items_arrives_once_each(backend_pair: tuple[str, str]
     assert sorted((range(100_000) | first | second).results()) == list(range(2, 100_002))
 
 
-def test_a_stage_that_stops_reading_ends_those_before_it_and_loses_no_item_of_its_own(backend_pair: tuple[str, str]) -> None:
+def test_a_stage_that_stops_reading_ends_those_before_it_and_loses_no_item_of_its_own(
+    backend_pair: tuple[str, str],
+) -> None:
     def endless() -> Iterator[int]:
         number = 0
         while True:
@@ -116,7 +127,10 @@ def test_a_stage_that_never_reads_its_input_does_not_hold_up_the_run(backend: st
 
 
 def test_a_function_that_gives_a_list_is_a_stage(backend: str) -> None:
-    assert sorted(([3, 1, 2] | stage(backend=backend)(sorted)).results()) == [1, 2, 3]
+    def in_order(numbers: Iterable[int]) -> list[int]:
+        return sorted(numbers)
+
+    assert list(([3, 1, 2] | stage(backend=backend)(in_order)).results()) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("given", [None, 42])

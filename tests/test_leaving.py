@@ -19,7 +19,7 @@ import psutil
 import pytest
 from conftest import eventually, workers_alive
 
-from pipekit import Results, Stage, map_stage, stage
+from pipekit import Results, map_stage, stage
 
 #: Seconds that leaving may take, by promise; everything else in a test takes far less.
 PROMISED = 2.0
@@ -261,7 +261,9 @@ def _all_gone(processes: list[psutil.Process]) -> bool:
 
 
 def test_results_suspended_at_interpreter_exit_are_left_cleanly() -> None:
-    program = _program("results = iter((itertools.count() | map_stage(workers=2)(lambda n: n)).results())\nnext(results)")
+    program = _program(
+        "results = iter((itertools.count() | map_stage(workers=2)(lambda n: n)).results())\nnext(results)"
+    )
     out, err = program.communicate(timeout=30)
     assert (program.returncode, out, err) == (0, "", "")
 

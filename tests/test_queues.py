@@ -106,7 +106,7 @@ def test_a_finished_result_leaves_although_the_worker_is_busy_with_the_next_item
 
 
 def test_slow_items_are_spread_over_all_workers(backend: str, tmp_path: Any) -> None:
-    """Each worker takes one of the first items and waits for the others: bound to one worker, they would wait for ever."""
+    """Each worker takes an item and waits for the others: bound to one worker, they would wait for ever."""
 
     def meet(number: int) -> int:
         (tmp_path / str(number)).touch()

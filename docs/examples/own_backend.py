@@ -7,10 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipekit import map_stage, stage
-from pipekit._channel import BlockingReader, BlockingWriter
-from pipekit._task import Task
-from pipekit._worker import Flusher, run_task
-from pipekit.backends import Backend, Executor, Inbox, Outbox, Report, Worker
+from pipekit.backends import (
+    Backend,
+    BlockingReader,
+    BlockingWriter,
+    Executor,
+    Flusher,
+    Inbox,
+    Outbox,
+    Report,
+    Task,
+    Worker,
+    run_task,
+)
 
 
 @dataclass(frozen=True, eq=False)  # a backend is a hashable value

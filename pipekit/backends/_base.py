@@ -91,7 +91,7 @@ class Backend(ABC):
 
     #: What `setup(backend=...)` calls it.
     name: str
-    #: True if items must be pickled to reach its workers: then those who produce for it pickle them.
+    #: Whether items must be pickled to reach its workers. If so, those who produce for it pickle them.
     remote: bool
 
     @abstractmethod

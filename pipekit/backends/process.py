@@ -485,7 +485,7 @@ def _starts_workers_blocked(context: Any) -> bool:
         return True
     from multiprocessing import forkserver  # not on Windows
 
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
     if server._preload_modules == ["__main__"]:
         context.set_forkserver_preload(_PRELOADED)
     return bool(server._preload_modules == _PRELOADED)
