@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import count
+from operator import truediv
 from time import perf_counter, process_time
 from typing import Any, TypeAlias
 
@@ -15,7 +16,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 Ratios: TypeAlias = dict[str, float]
 
 #: Rounds of a measurement, and of what it is compared with.
-ROUNDS = 3
+ROUNDS = 5
 
 
 class Smoke:
@@ -53,6 +54,23 @@ class Meter:
         pedantic(function, setup=None if setup is None else arguments, rounds=rounds())
         stats: Any = self._benchmark.stats
         return None if stats is None else float(stats.stats.median)
+
+    def beside(self, function: Callable[[], object], **others: Callable[[], object]) -> dict[str, float] | None:
+        """How many times as long as each of `others` the function takes, None if benchmarks are disabled.
+
+        The others run before each round, in turn: the median of the rounds' ratios holds where the machine's speed drifts.
+        """
+        seconds: dict[str, list[float]] = {name: [] for name in others}
+
+        def run_others() -> None:
+            for name, other in others.items():
+                seconds[name].append(_seconds(other))
+
+        if self.time(lambda _: function(), setup=run_others) is None:
+            return None
+        stats: Any = self._benchmark.stats
+        took = stats.stats.data
+        return {name: statistics.median(map(truediv, took, beside)) for name, beside in seconds.items()}
 
     def note(self, **ratios: float) -> None:
         """Keep ratios, to three digits."""

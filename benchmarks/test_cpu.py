@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.measure import SMOKE, Meter, loops_for, median_seconds, spin
+from benchmarks.measure import SMOKE, Meter, loops_for, spin
 from pipekit import map_stage
 
 WORKERS = 2
-ITEMS = 600
+ITEMS = 300
 ITEM_SECONDS = 0.005
 
 pytestmark = pytest.mark.benchmark(group="cpu: 5 ms items, two workers")
@@ -48,11 +48,9 @@ def test_two_workers(meter: Meter, backend: str) -> None:
     def run() -> None:
         assert sorted(pipe.results()) == list(range(items))
 
-    took = meter.time(run)
-    if took is not None:
-        serial = median_seconds(lambda: list(map(compute, range(items))))
-        bare = median_seconds(lambda: run_bare_programs(items))
-        meter.note(times_ideal=took / (serial / WORKERS), times_bare_programs=took / bare)
+    ratios = meter.beside(run, serial=lambda: list(map(compute, range(items))), bare=lambda: run_bare_programs(items))
+    if ratios is not None:
+        meter.note(times_ideal=ratios["serial"] * WORKERS, times_bare_programs=ratios["bare"])
 
 
 @pytest.mark.thread
