@@ -58,7 +58,7 @@ class Meter:
     def beside(self, function: Callable[[], object], **others: Callable[[], object]) -> dict[str, float] | None:
         """How many times as long as each of `others` the function takes, None if benchmarks are disabled.
 
-        The others run before each round, in turn: the median of the rounds' ratios holds where the machine's speed drifts.
+        The others run before each round: the median of the ratios holds where the speed of the machine drifts.
         """
         seconds: dict[str, list[float]] = {name: [] for name in others}
 

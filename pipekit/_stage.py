@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Protocol, Self, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Never, Protocol, Self, overload
 
 from typing_extensions import ParamSpec, TypedDict, Unpack
 
@@ -45,6 +45,14 @@ class Stage(Joinable, Generic[In, Out, P]):
     def __init__(
         self: Stage[A, B, []],
         function: Callable[Concatenate[Iterable[A], Q], Iterable[B]],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: Stage[A, Never, []],
+        function: Callable[Concatenate[Iterable[A], Q], None],
         /,
         *args: Q.args,
         **kwargs: Q.kwargs,
@@ -149,6 +157,8 @@ class StageDecorator(Protocol):
     @overload
     def __call__(self, function: Callable[Concatenate[Iterable[A], Q], Iterable[B]], /) -> Stage[A, B, Q]: ...
     @overload
+    def __call__(self, function: Callable[Concatenate[Iterable[A], Q], None], /) -> Stage[A, Never, Q]: ...
+    @overload
     def __call__(self, function: Callable[Q, Iterable[B]], /) -> Stage[NoInput, B, Q]: ...
 
 
@@ -161,13 +171,16 @@ class MapStageDecorator(Protocol):
 @overload
 def stage(function: Callable[Concatenate[Iterable[A], Q], Iterable[B]], /) -> Stage[A, B, Q]: ...
 @overload
+def stage(function: Callable[Concatenate[Iterable[A], Q], None], /) -> Stage[A, Never, Q]: ...
+@overload
 def stage(function: Callable[Q, Iterable[B]], /) -> Stage[NoInput, B, Q]: ...
 @overload
 def stage(**options: Unpack[GivenOptions]) -> StageDecorator: ...
 def stage(function: Callable[..., Any] | None = None, /, **options: Unpack[GivenOptions]) -> Any:
     """Make a stage of a function that takes an iterator of items and gives an iterable of results.
 
-    The function's other parameters are given by calling the stage: `add_n(7)`. Use as `@stage(workers=4)` or `@stage`.
+    A function that reads all its items and returns None is a sink: a stage without results. The function's other
+    parameters are given by calling the stage: `add_n(7)`. Use as `@stage(workers=4)` or `@stage`.
 
     Args:
         options: as for `Stage.setup`.

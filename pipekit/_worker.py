@@ -287,6 +287,8 @@ def _start(task: Task, source: _Input | None) -> Iterator[object]:
         return map(lambda item: task.function(item, *task.args, **task.kwargs), source.items)  # noqa: C417
     given = () if source is None else (source.items,)
     results = task.function(*given, *task.args, **task.kwargs)
+    if results is None and source is not None and source.ended:  # a sink: it has read everything and gives nothing
+        return iter(())
     if not isinstance(results, Iterable):
         raise TypeError(
             f"a stage's function must give an iterable of results, {task.stage!r} gave {short_repr(results)}: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,15 @@ def test_a_function_that_gives_a_list_is_a_stage(backend: str) -> None:
         return sorted(numbers)
 
     assert list(([3, 1, 2] | stage(backend=backend)(in_order)).results()) == [1, 2, 3]
+
+
+def test_a_sink_that_reads_everything_and_returns_none_has_no_results(backend: str, tmp_path: Path) -> None:
+    def write(numbers: Iterable[int]) -> None:
+        (tmp_path / "written").write_text(str(sum(numbers)))
+
+    sink = stage(backend=backend)(write)
+    assert list((range(100) | sink).results()) == []
+    assert (tmp_path / "written").read_text() == "4950"
 
 
 @pytest.mark.parametrize("given", [None, 42])

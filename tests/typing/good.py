@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import assert_type
+from typing import Never, assert_type
 
 from pipekit import NoInput, Pipeline, ProcessBackend, Results, RunStats, Stage, ThreadBackend, map_stage, stage
 
@@ -52,6 +52,12 @@ def numbers(upto: int) -> Iterator[int]:
 def forever() -> Iterator[int]:
     while True:
         yield 0
+
+
+@stage
+def write(texts: Iterable[str], path: str) -> None:
+    """A sink."""
+    print(*texts, path)
 
 
 def plain_add_n(numbers: Iterable[int], n: int) -> Iterator[int]:
@@ -170,3 +176,6 @@ def show(value: object) -> str:
 reads_text: Stage[str, object] = show
 gives_object: Pipeline[str, object] = opened
 assert_type(urls | fetch | show, Pipeline[NoInput, str])
+
+# a sink has no results
+assert_type((["a"] | write("file")).results(), Results[Never])
