@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import cycle, islice
 from time import perf_counter, sleep
 
+from pipekit._pipeline import NoInput, Pipeline
 from pipekit._results import Results
 from pipekit._stage import map_stage, stage
 
@@ -169,9 +170,11 @@ def most_common_word(titles: Iterable[str]) -> tuple[str, int]:
 def demo(pages: int, fetchers: int, parsers: int) -> int:
     """Run the pipeline, then the same one by one; returns the exit status."""
     with serving() as port:
+        pipe = pipeline(pages, fetchers, parsers, port)
+        pipe.plan()  # imports what the run needs: in the middle of an import Python may lose a Ctrl-C
         _say(f"{pages} pages at http://{HOST}:{port}/page/0 ..., each {LATENCY * 1000:.0f} ms away")
         started = perf_counter()
-        result = run_pipeline(pages, fetchers, parsers, port)
+        result = run(pipe, pages)
         took = perf_counter() - started
         _say("the same one by one ...")
         started = perf_counter()
@@ -186,9 +189,12 @@ def demo(pages: int, fetchers: int, parsers: int) -> int:
     return 0
 
 
-def run_pipeline(pages: int, fetchers: int, parsers: int, port: int) -> tuple[str, int]:
+def pipeline(pages: int, fetchers: int, parsers: int, port: int) -> Pipeline[NoInput, tuple[str, int]]:
     titles = fetch(port).setup(workers=fetchers) | parse_title.setup(workers=parsers)
-    pipe = range(pages) | titles | most_common
+    return range(pages) | titles | most_common
+
+
+def run(pipe: Pipeline[NoInput, tuple[str, int]], pages: int) -> tuple[str, int]:
     with pipe.results() as results, _progress(results, pages):
         return next(results)
 

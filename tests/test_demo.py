@@ -133,7 +133,8 @@ def test_ctrl_c_ends_it_at_once(arguments: list[str], moment: str) -> None:
         os.killpg(demo.pid, signal.SIGINT)
         output, rest = wait_until_all_are_gone(demo)
         assert time.monotonic() - pressed < 4  # two seconds are promised to the user; the test machine may be busy
-        assert demo.returncode == 130
+        # Python itself ends by the signal if it interrupted code that was made by exec(), as in a dataclass' decorator.
+        assert demo.returncode in (130, -signal.SIGINT)  # a shell reports 130 for both
         assert output == ""
         assert "Traceback" not in messages + rest
         assert rest.endswith("interrupted\n")

@@ -42,6 +42,7 @@ ORDER = [
     "pipekit.backends._wire",
     "pipekit.backends._child",
     "pipekit.backends._in_fork_server",
+    "pipekit.backends._launch",
     "pipekit.backends.thread",
     "pipekit.backends.process",
     "pipekit",

@@ -10,22 +10,18 @@ dies, its end of the pair closes, and nobody else is held up.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import selectors
 import signal
 import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from multiprocessing import connection, resource_tracker, spawn
-from multiprocessing import process as multiprocessing_process
+from multiprocessing import connection
 from typing import Any, Literal, TypeAlias
-from weakref import WeakSet
 
 from pipekit._edge import Signal
 from pipekit._errors import (
@@ -43,6 +39,7 @@ from pipekit._worker import Outcome, describe
 from pipekit.backends import _child
 from pipekit.backends._base import Backend, Executor, Inbox, Outbox, Report, Worker
 from pipekit.backends._hub import Hub
+from pipekit.backends._launch import close_in_forks, start_process
 from pipekit.backends._wire import PROGRESS, Message, MessageReader, Say, unpack_failure
 
 StartMethod: TypeAlias = Literal["forkserver", "spawn", "fork"]
@@ -114,9 +111,9 @@ class _ProcessExecutor(Executor):
     ) -> Worker:
         stage, task = prepared
         ours, theirs = socket.socketpair()
-        _parent_ends.add(ours)
+        close_in_forks(ours)
         try:
-            process = _start_process(self._context, name, (theirs, stage, name))
+            process = start_process(self._context, name, _child.main, (theirs, stage, name))
         except BaseException:
             ours.close()
             raise
@@ -418,86 +415,3 @@ def _exit_status(status: int) -> str:
         "SIGABRT": ", native code that gave up",
     }.get(name, "")
     return f"killed by signal {-status} ({name}{cause})"
-
-
-# -- starting processes: everything that relies on multiprocessing's inner workings stands below
-
-_PRELOADED = ["pipekit.backends._in_fork_server", "cloudpickle"]
-_starting = threading.Lock()
-_parent_ends: WeakSet[socket.socket] = WeakSet()
-
-
-def _start_process(context: Any, name: str, args: tuple[object, ...]) -> Any:
-    process = context.Process(target=_child.main, args=args, name=name)
-    with _starting, _without_main(), _without_interrupts(context):
-        process.start()
-    # multiprocessing polls its children whenever it starts another, in any thread; two that read the exit status of
-    # a fork server's child at the same time may both get a wrong one. It also waits for them at exit. They are ours.
-    multiprocessing_process._children.discard(process)  # type: ignore[attr-defined]
-    return process
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Keep processes started by this thread from importing the caller's `__main__`.
-
-    So scripts need no `if __name__ == "__main__"` guard: what stages need of `__main__` travels with them.
-    Undocumented, therefore tested on every Python version.
-    """
-    original = spawn.get_preparation_data
-    starter = threading.get_ident()
-
-    def without_main(name: str) -> dict[str, Any]:
-        data = original(name)
-        if threading.get_ident() == starter:
-            data.pop("init_main_from_path", None)
-            data.pop("init_main_from_name", None)
-        return data
-
-    spawn.get_preparation_data = without_main
-    try:
-        yield
-    finally:
-        spawn.get_preparation_data = original
-
-
-@contextmanager
-def _without_interrupts(context: Any) -> Iterator[None]:
-    """Start processes with SIGINT blocked, so that no Ctrl-C finds one that does not ignore it yet."""
-    if not hasattr(signal, "pthread_sigmask") or not _starts_workers_blocked(context):
-        yield
-        return
-    resource_tracker.ensure_running()  # before: when it starts its process, it unblocks SIGINT in this thread
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _starts_workers_blocked(context: Any) -> bool:
-    """Whether a blocked SIGINT is let in again in all processes that inherit it.
-
-    A fork server passes it on to children that are not ours, so it must be one that has imported `_in_fork_server`. It
-    also imports what every worker needs. What the user has chosen to have it import is left alone.
-    """
-    if context.get_start_method() != "forkserver":
-        return True
-    from multiprocessing import forkserver  # not on Windows
-
-    server: Any = forkserver._forkserver
-    if server._preload_modules == ["__main__"]:
-        context.set_forkserver_preload(_PRELOADED)
-    return bool(server._preload_modules == _PRELOADED)
-
-
-def _after_fork_in_child() -> None:
-    """A forked process must not keep the sockets of its parent's workers open, nor a lock that was held."""
-    global _starting
-    _starting = threading.Lock()
-    for end in list(_parent_ends):
-        end.close()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_after_fork_in_child)

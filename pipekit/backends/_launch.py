@@ -1,0 +1,109 @@
+"""Starting processes by multiprocessing. Everything that relies on its inner workings stands here.
+
+Undocumented means: tested on every Python version (tests/test_backends.py, tests/test_leaving.py).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import process as multiprocessing_process
+from multiprocessing import resource_tracker, spawn
+from typing import Any
+from weakref import WeakSet
+
+if sys.platform != "win32":
+    # Here and not by the first start: in the middle of an import Python may lose a Ctrl-C.
+    from multiprocessing import forkserver, popen_fork, popen_forkserver, popen_spawn_posix  # noqa: F401
+
+_PRELOADED = ["pipekit.backends._in_fork_server", "cloudpickle"]
+_starting = threading.Lock()
+_parent_ends: WeakSet[socket.socket] = WeakSet()
+
+
+def start_process(context: Any, name: str, target: Callable[..., None], args: tuple[object, ...]) -> Any:
+    """Start a process of a multiprocessing context that calls `target(*args)`, and is the caller's to wait for."""
+    process = context.Process(target=target, args=args, name=name)
+    with _starting, _without_main(), _without_interrupts(context):
+        process.start()
+    # multiprocessing polls its children whenever it starts another, in any thread; two that read the exit status of
+    # a fork server's child at the same time may both get a wrong one. It also waits for them at exit. They are ours.
+    multiprocessing_process._children.discard(process)  # type: ignore[attr-defined]
+    return process
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep processes started by this thread from importing the caller's `__main__`.
+
+    So scripts need no `if __name__ == "__main__"` guard: what stages need of `__main__` travels with them.
+    Undocumented, therefore tested on every Python version.
+    """
+    original = spawn.get_preparation_data
+    starter = threading.get_ident()
+
+    def without_main(name: str) -> dict[str, Any]:
+        data = original(name)
+        if threading.get_ident() == starter:
+            data.pop("init_main_from_path", None)
+            data.pop("init_main_from_name", None)
+        return data
+
+    spawn.get_preparation_data = without_main
+    try:
+        yield
+    finally:
+        spawn.get_preparation_data = original
+
+
+@contextmanager
+def _without_interrupts(context: Any) -> Iterator[None]:
+    """Start processes with SIGINT blocked, so that no Ctrl-C finds one that does not ignore it yet."""
+    if not hasattr(signal, "pthread_sigmask") or not _starts_workers_blocked(context):
+        yield
+        return
+    resource_tracker.ensure_running()  # before: when it starts its process, it unblocks SIGINT in this thread
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _starts_workers_blocked(context: Any) -> bool:
+    """Whether a blocked SIGINT is let in again in all processes that inherit it.
+
+    A fork server passes it on to children that are not ours, so it must be one that has imported `_in_fork_server`. It
+    also imports what every worker needs. What the user has chosen to have it import is left alone.
+    """
+    if context.get_start_method() != "forkserver":
+        return True
+    server: Any = forkserver._forkserver
+    if server._preload_modules == ["__main__"]:
+        context.set_forkserver_preload(_PRELOADED)
+    return bool(server._preload_modules == _PRELOADED)
+
+
+def close_in_forks(end: socket.socket) -> None:
+    """Have `end` closed in every process that is forked from this one.
+
+    A copy of the parent's end that stays open would keep a worker from seeing that its parent has died.
+    """
+    _parent_ends.add(end)
+
+
+def _after_fork_in_child() -> None:
+    """Also renews the lock, which another thread may have held at that moment."""
+    global _starting
+    _starting = threading.Lock()
+    for end in list(_parent_ends):
+        end.close()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_after_fork_in_child)
