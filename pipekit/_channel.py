@@ -7,7 +7,7 @@ for code that owns a thread: the workers of the thread backend, and the consumer
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from typing import TypeVar, cast
 
@@ -46,6 +46,9 @@ class Channel:
     def get(self, waiter: Waiter) -> Frame | Signal | None:
         return self._do(self._edge.get, waiter)
 
+    def withdraw(self, waiter: Waiter) -> None:
+        self._do(self._edge.withdraw, waiter)
+
     def taken(self, items: int) -> None:
         self._do(self._edge.taken, items)
 
@@ -74,9 +77,17 @@ class Channel:
             answer = step(*args, **kwargs)
             # Always another list, also when this one is empty: a later call of another thread fills the edge's.
             wakeups, self._edge.wakeups = self._edge.wakeups, []
-        for waiter, told in wakeups:
-            waiter.wake(told)
+        _deliver(iter(wakeups))
         return answer
+
+
+def _deliver(wakeups: Iterator[tuple[Waiter, Frame | Signal]]) -> None:
+    try:
+        for waiter, answer in wakeups:
+            waiter.wake(answer)
+    finally:  # interrupted by Ctrl-C: nobody else knows of those that are left
+        for waiter, answer in wakeups:
+            waiter.wake(answer)
 
 
 class Sleeper:
@@ -106,6 +117,7 @@ class BlockingReader:
         self._channel = channel
         self._sleeper = Sleeper()
         self._lent: Frame | None = None
+        self._left = False
 
     def get(self, before_waiting: Callable[[], None]) -> Frame | None:
         answer = self._channel.get(self._sleeper)
@@ -116,6 +128,11 @@ class BlockingReader:
             return None
         if isinstance(answer, Signal):
             raise Released
+        if (
+            self._left
+        ):  # another thread, to which the stage's function gave its items, has waited longer than the worker
+            self._channel.give_back(answer.count, (answer,))
+            raise Released
         if answer.count == 1:
             self._channel.taken(1)  # it goes into the function's hands now: nothing to give back
         else:
@@ -124,9 +141,14 @@ class BlockingReader:
 
     def finished(self, items: int, seconds: float) -> None:
         self._channel.measured(items, seconds)
-        self.leave(items)
+        self._release(items)
 
     def leave(self, consumed: int) -> None:
+        self._left = True
+        self._channel.withdraw(self._sleeper)
+        self._release(consumed)
+
+    def _release(self, consumed: int) -> None:
         frame, self._lent = self._lent, None
         if frame is not None:
             rest = frame.rest(consumed)

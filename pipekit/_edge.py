@@ -126,6 +126,12 @@ class Edge:
         self._getters.append(waiter)
         return None
 
+    def withdraw(self, waiter: Waiter) -> None:
+        """A waiting reader wants no frame any more: it is told CANCELLED, unless it has got one already."""
+        if waiter in self._getters:
+            self._getters.remove(waiter)
+            self.wakeups.append((waiter, Signal.CANCELLED))
+
     def taken(self, items: int) -> None:
         """A reader has taken this many of its lent items for good."""
         self._lent -= items

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -92,18 +93,20 @@ class OneShot:
 
     iterator: Iterator[Any]
     used: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self) -> Iterator[Any]:
         return self.iterator
 
     def claim(self) -> None:
         """Take it for a run; raises PipelineError the second time."""
-        if self.used:
+        with self.lock:
+            used, self.used = self.used, True
+        if used:
             raise PipelineError(
                 f"the source {short_repr(self.iterator)} is an iterator that an earlier run has read: its items are "
                 "gone. Give a list or another iterable that can be read again, or Stage(function)"
             )
-        self.used = True
 
 
 def source_node(source: Iterable[Any]) -> Node:

@@ -7,7 +7,6 @@ happens outside it.
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from pipekit._channel import BlockingReader, Channel
 from pipekit._edge import Edge
 from pipekit._errors import Failure, PipekitError, Released, StartError
 from pipekit._frame import Frame
+from pipekit._live import forget, remember, stop_all_at_exit
 from pipekit._plan import Plan, PlannedStage
 from pipekit._stats import RunStats, StageStats
 from pipekit._worker import CannotTravel, Outcome, describe
@@ -53,6 +53,7 @@ class Run:
         self._left_behind = 0  # thread workers that did not end
         self._delivering: Iterator[Any] = iter(())  # the frame that the consumer is reading
         self._stop_begun = False
+        self._stopped_by = 0  # the thread that did it
         self._stopped = threading.Event()
         self._pid = os.getpid()
 
@@ -64,15 +65,15 @@ class Run:
         Raises:
             StartError: one could not be started; the others are stopped.
         """
+        remember(self)
         if self._plan.one_shot is not None:
             self._plan.one_shot.claim()
         self._state = State.RUNNING
-        _live.add(self)
         try:
             for index, stage in enumerate(self._plan.stages):
                 for number in range(stage.workers):
                     self._workers.append(self._open(index, stage, f"{stage.name}-{number}"))
-            _stop_all_at_exit()
+            stop_all_at_exit()
             self._start_executors()
         except BaseException:
             for worker in self._workers:
@@ -105,17 +106,22 @@ class Run:
     def _report(self, index: int, outcome: Outcome) -> None:
         with self._lock:
             self._running[index] -= 1
-            if outcome.failure is not None:
-                self._failures.append(outcome.failure)
-            first = outcome.failure is not None and self._state is State.RUNNING
-            if first:
-                self._state = State.STOPPING
-        if first:
-            self._end_early(deliver=True)
+        if outcome.failure is not None:
+            self._fail(outcome.failure)
         stage = self._plan.stages[index]
         if stage.input is not None:
             self._channels[stage.input].reader_done()
         self._channels[stage.output].writer_done()
+
+    def _fail(self, failure: Failure) -> None:
+        """The first failure ends the run; what has reached the last queue is still delivered."""
+        with self._lock:
+            self._failures.append(failure)
+            first = self._state is State.RUNNING
+            if first:
+                self._state = State.STOPPING
+        if first:
+            self._end_early(deliver=True)
 
     def _end_early(self, *, deliver: bool) -> None:
         """Release everybody: channels first, so that no worker finds anything more to do, then the workers."""
@@ -147,29 +153,38 @@ class Run:
         self._raise_failure()
 
     def _next_frame(self, reader: BlockingReader) -> Frame | None:
+        if os.getpid() != self._pid:
+            raise PipekitError(
+                "these results belong to the process that started the run, and this one was forked from it"
+            )
         try:
             return reader.get(_nothing)
-        except Released:  # stopped by somebody else, or by an item that could not be opened
+        except Released:
+            if self._stopped_by != threading.get_ident():
+                raise PipekitError("the results were closed by another thread while they were read") from None
             return None
         except BaseException:  # KeyboardInterrupt
             self.stop()
             raise
 
     def _opened(self, frame: Frame) -> list[Any]:
-        """The items of a frame; if one cannot be opened, those before it, and the run fails."""
+        """The items of a frame. One that cannot be opened is left out, and the run fails."""
+        parts, decode = frame.open()
+        if decode is None:
+            return list(parts)
         items: list[Any] = []
-        try:
-            parts, decode = frame.open()
-            items.extend(parts if decode is None else map(decode, parts))
-            if len(items) < frame.count:
-                raise RuntimeError("unpickling an item raised StopIteration")
-        except Exception as error:
-            last = self._plan.stages[-1]
-            failure = describe(CannotTravel("could not unpickle an item", error), last.name, "results", None)
-            with self._lock:
-                self._failures.append(failure)
-            self._end_early(deliver=False)
+        for part in parts:
+            try:
+                items.append(decode(part))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                self._fail_to_open(error)
         return items
+
+    def _fail_to_open(self, error: BaseException) -> None:
+        stage = self._plan.stages[-1].name
+        self._fail(describe(CannotTravel("could not unpickle an item", error), stage, "results", None))
 
     def _raise_failure(self) -> None:
         with self._lock:
@@ -212,7 +227,7 @@ class Run:
         with self._lock:
             begun, self._stop_begun = self._stop_begun, True
             if not begun:
-                self._state = State.STOPPING
+                self._state, self._stopped_by = State.STOPPING, threading.get_ident()
         if begun:
             self._stopped.wait(PATIENCE)
             return
@@ -221,19 +236,23 @@ class Run:
             for _ in self._delivering:  # what the consumer has not taken is not delivered after it has left
                 pass
             self._join_workers()
-            for executor in self._executors.values():
-                executor.close()
         except BaseException:  # Ctrl-C again: no more patience
             for worker in self._workers:
                 worker.kill()
             raise
-        else:
-            self._workers, self._executors = [], {}  # they refer back to the run
         finally:
+            self._release()
+
+    def _release(self) -> None:
+        try:
+            for executor in self._executors.values():
+                executor.close()
+        finally:
+            self._workers, self._executors = [], {}  # they refer back to the run
             with self._lock:
                 self._state = State.STOPPED
             self._stopped.set()
-            _live.discard(self)
+            forget(self)
 
     def _join_workers(self) -> None:
         deadline = monotonic() + GRACE
@@ -242,25 +261,6 @@ class Run:
             worker.kill()
         deadline += PATIENCE - GRACE
         self._left_behind = sum(not worker.join(max(0.0, deadline - monotonic())) for worker in left)
-
-
-_live: set[Run] = set()
-
-
-def stop_all() -> None:
-    """Stop every run of this process."""
-    for run in list(_live):
-        run.stop()
-
-
-def _stop_all_at_exit() -> None:
-    """Have `stop_all` called at exit, before everything that was registered so far.
-
-    multiprocessing registers a handler that waits for all child processes, when it is first imported: ours must run
-    before it, and handlers run in the reverse order of their registration.
-    """
-    atexit.unregister(stop_all)
-    atexit.register(stop_all)
 
 
 def _not_started(what: str, error: Exception) -> StartError:

@@ -29,6 +29,8 @@ from pipekit._task import Kind, Task
 WRITER_SECONDS = 0.001
 #: Seconds after which a started frame is handed on although it is not full (a slow item keeps nobody else's waiting).
 HOLD = 0.005
+#: Seconds that the flusher's thread gets to finish what it is doing; nothing of it takes long.
+STOP_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +94,13 @@ class Flusher:
             self._watched.discard(output)
 
     def stop(self) -> None:
-        """End the thread and wait for it; it never does anything that takes long."""
+        """End the thread and wait for it."""
         with self._changed:
             self._stopped.set()
             self._changed.notify()
             thread = self._thread
         if thread is not None:
-            thread.join()
+            thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
         while not self._stopped.wait(HOLD):
@@ -126,6 +128,7 @@ class _Output:
         self._writer = writer
         self._flusher = flusher
         self._pace = Pace(1 << 20, WRITER_SECONDS)
+        self._thread = threading.get_ident()
         self._lock = threading.Lock()
         # Only the worker's thread appends, in C, without the lock; whoever sends takes what lies beyond `_sent`, under
         # the lock. Assumes that a list may be sliced while another thread appends to it: true with the GIL, and on
@@ -151,6 +154,14 @@ class _Output:
         self._clear()
         return produced == size
 
+    def flush_before_waiting(self) -> None:
+        """Hand on what is collected, for a worker that is about to wait for input.
+
+        Where the stage's function has given its items to another thread, that one leaves it to the flusher.
+        """
+        if threading.get_ident() == self._thread:
+            self.flush()
+
     def flush(self) -> None:
         """Hand on what is collected; waits for room."""
         with self._lock:
@@ -162,8 +173,12 @@ class _Output:
         """Hand on what is collected if that needs no waiting; for the flusher's thread."""
         with self._lock:
             sent = self._sent
-            parts = self._take()
-            if parts and not self._writer.offer(parts):
+            try:
+                parts = self._take()
+                accepted = not parts or self._writer.offer(parts)
+            except (Exception, Released):  # no memory to pack them, say: the worker's own `flush` meets it again
+                accepted = False
+            if not accepted:
                 self._sent = sent
 
     def _take(self) -> list[object]:
@@ -243,7 +258,7 @@ class CannotTravel(Exception):
 def run_task(task: Task, worker: str, reader: Reader | None, writer: Writer, flusher: Flusher) -> Outcome:
     """Run a worker's task to its end. Raises nothing: what goes wrong is in the outcome."""
     output = _Output(writer, flusher)
-    source = None if reader is None else _Input(reader, writer, output.flush)
+    source = None if reader is None else _Input(reader, writer, output.flush_before_waiting)
     try:
         outcome = _attempt(task, worker, source, output)
         if source is not None:

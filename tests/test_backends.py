@@ -90,6 +90,31 @@ def test_a_module_run_with_dash_m_works_without_a_guard(method: str, tmp_path: P
     assert (done.returncode, done.stdout, done.stderr) == (0, "once\n", "")
 
 
+def test_a_module_that_runs_a_pipeline_while_a_worker_imports_it_is_an_error_not_an_endless_chain(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "endless.py").write_text(
+        "from pipekit import map_stage\n\n@map_stage\ndef same(n):\n    return n\n\nlist((range(3) | same).results())\n"
+    )
+    done = run("import endless", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "runs a pipeline while it is imported" in done.stderr.splitlines()[-1]
+
+
+def test_a_run_succeeds_although_the_exit_of_its_workers_cannot_be_learned() -> None:
+    done = run(
+        """
+        import signal
+        from pipekit import ProcessBackend, map_stage
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        for _ in range(5):
+            same = map_stage(workers=3, backend=ProcessBackend("spawn"))(lambda n: n)
+            assert len(list((range(9) | same).results())) == 9
+        """
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_interactive_session_works() -> None:
     code = "import pipekit\n@pipekit.map_stage\ndef double(n):\n    return 2 * n\n\nlist(([4] | double).results())\n"
     done = subprocess.run([sys.executable, "-i", "-q"], input=code, capture_output=True, text=True, timeout=50)
@@ -141,14 +166,20 @@ def test_a_forked_copy_of_the_program_does_not_disturb_the_run() -> None:
     done = run(
         """
         import os, itertools
-        from pipekit import map_stage
+        from pipekit import PipekitError, map_stage
         results = (itertools.count() | map_stage(workers=2)(lambda n: n)).results()
         first = [next(results) for _ in range(10)]
         child = os.fork()
         if child == 0:
+            try:
+                list(results)
+            except PipekitError as error:
+                assert "belong to the process that started the run" in str(error)
+            else:
+                os._exit(1)
             results.close()
             os._exit(0)
-        os.waitpid(child, 0)
+        assert os.waitpid(child, 0)[1] == 0
         assert len([next(results) for _ in range(10_000)]) == 10_000
         print("undisturbed")
         """,

@@ -209,3 +209,22 @@ def test_counts_tell_what_is_queued_and_what_is_lent(items: int, queued: int, le
     assert (machine.entered, machine.queued, machine.lent) == (items, queued, lent)
     machine.get(Waiter())
     assert (machine.entered, machine.queued, machine.lent) == (items, 0, queued)
+
+
+def test_a_reader_that_withdraws_is_told_so_and_gets_no_frame() -> None:
+    machine, leaving, staying, first = edge(), Waiter(), Waiter(), frame("a")
+    machine.get(leaving)
+    machine.get(staying)
+    machine.withdraw(leaving)
+    assert wakeups(machine) == [(leaving, Signal.CANCELLED)]
+    machine.put(Waiter(), first)
+    assert wakeups(machine) == [(staying, first)]
+
+
+def test_withdrawing_after_the_answer_changes_nothing() -> None:
+    machine, reader = edge(), Waiter()
+    machine.get(reader)
+    machine.put(Waiter(), frame("a"))
+    wakeups(machine)
+    machine.withdraw(reader)
+    assert wakeups(machine) == []

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pipekit import Cancelled, RemoteTraceback, Stage, TaskException, WorkerDied, map_stage, stage
+from pipekit import Cancelled, ProcessBackend, RemoteTraceback, Stage, TaskException, WorkerDied, map_stage, stage
 
 
 class Custom(Exception):
@@ -208,20 +208,39 @@ def test_a_producer_that_dies_is_an_error() -> None:
         list(Stage(producer).results())
 
 
-def test_a_worker_whose_child_keeps_its_socket_open_dies_visibly() -> None:
-    """A process forked by stage code inherits the socket, so its end does not close with the worker."""
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_worker_that_has_forked_a_child_dies_visibly(method: Any, tmp_path: Path) -> None:
+    """A process forked by stage code inherits all descriptors, so nothing closes with the worker."""
+
+    pid_file = tmp_path / "pid"
 
     def leaves_a_child(number: int) -> int:
-        read, write = os.pipe()
-        if os.fork() == 0:
-            os.close(write)
-            os.read(read, 1)  # until the worker is gone
-            time.sleep(0.5)
-            os._exit(0)
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+        pid_file.write_text(str(child))
         os._exit(1)
 
+    started = time.monotonic()
     with pytest.raises(WorkerDied, match="status 1"):
-        list(([1] | map_stage(leaves_a_child)).results())
+        list(([1] | map_stage(backend=ProcessBackend(method))(leaves_a_child)).results())
+    os.kill(int(pid_file.read_text()), signal.SIGKILL)
+    assert time.monotonic() - started < 30
+
+
+def test_an_item_whose_repr_takes_long_does_not_delay_the_news_of_a_death() -> None:
+    with pytest.raises(WorkerDied, match="It had 1 item in hand: not shown"):
+        list(([SlowRepr()] | map_stage(lambda item: os._exit(1))).results())
+    released.set()
+
+
+class SlowRepr:
+    def __repr__(self) -> str:
+        released.wait(60)
+        return "slow"
+
+
+released = threading.Event()
 
 
 def test_a_function_that_the_worker_cannot_load_is_a_named_error() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,37 @@ def test_what_a_stopping_worker_has_not_read_is_read_by_the_others(backend: str)
     assert sorted(pipe.results()) == list(range(1000))
 
 
+def test_a_worker_that_stops_while_the_queue_is_empty_takes_no_later_item_with_it(backend: str, tmp_path: Path) -> None:
+    """A process worker asks for a frame ahead: it must not be handed one after it has left."""
+    left = tmp_path / "left"
+
+    def first_then_rest() -> Iterator[int]:
+        yield from range(10)
+        while not left.exists():
+            time.sleep(0.001)
+        yield from range(10, 30)
+
+    def one_leaves(numbers: Iterable[int]) -> Iterator[int]:
+        for count, number in enumerate(numbers, start=1):
+            yield number
+            if count == 3 and not left.exists():
+                left.touch()
+                return
+
+    pipe = first_then_rest() | stage(workers=2, backend=backend)(one_leaves)
+    assert sorted(pipe.results()) == list(range(30))
+
+
+def test_a_stage_may_read_its_items_through_a_pipeline_of_its_own(backend: str) -> None:
+    """Its items are then read, and its results handed on, by two threads."""
+
+    def nested(numbers: Iterable[int]) -> Iterator[int]:
+        yield from (numbers | map_stage(backend="thread")(lambda number: number + 1)).results()
+
+    pipe = range(3000) | stage(qsize=5, backend=backend)(nested) | map_stage(backend="thread")(lambda number: number)
+    assert sorted(pipe.results()) == list(range(1, 3001))
+
+
 def test_a_stage_that_never_reads_its_input_does_not_hold_up_the_run(backend: str) -> None:
     pipe = range(100_000) | stage(workers=2, backend=backend)(lambda items: ["done"])
     assert list(pipe.results()) == ["done", "done"]
@@ -202,6 +234,14 @@ def test_a_result_that_cannot_be_unpickled_for_the_consumer_comes_after_those_be
             delivered.append(item)
     assert delivered == [1, 2]
     assert caught.value.stage == "<lambda>"
+
+
+def test_results_after_one_that_cannot_be_unpickled_are_delivered() -> None:
+    delivered = []
+    with pytest.raises(ItemNotPicklable):
+        for item in ([1] | stage(lambda items: [*items, NeverUnpickles(), 3])).results():
+            delivered.append(item)
+    assert delivered == [1, 3]
 
 
 def test_an_argument_that_cannot_be_pickled_is_an_error_at_the_start_that_names_it() -> None:

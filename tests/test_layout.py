@@ -27,6 +27,7 @@ ORDER = [
     "pipekit._edge",
     "pipekit._task",
     "pipekit._stats",
+    "pipekit._live",
     "pipekit._worker",
     "pipekit.backends._base",
     "pipekit._channel",

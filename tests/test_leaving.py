@@ -19,7 +19,7 @@ import psutil
 import pytest
 from conftest import eventually, workers_alive
 
-from pipekit import Results, map_stage, stage
+from pipekit import PipekitError, Results, map_stage, stage
 
 #: Seconds that leaving may take, by promise; everything else in a test takes far less.
 PROMISED = 2.0
@@ -202,6 +202,40 @@ def test_a_pipeline_inside_a_worker_of_another(backend_pair: tuple[str, str]) ->
         return sum((range(count) | map_stage(backend=inner)(lambda number: number)).results())
 
     assert sorted((range(1, 4) | map_stage(workers=2, backend=outer)(total)).results()) == [0, 1, 3]
+
+
+def test_results_closed_by_another_thread_are_an_error_for_who_reads_them(backend: str) -> None:
+    release = threading.Event()
+
+    def one_item() -> Iterator[int]:
+        yield 1
+        release.wait(60)
+
+    results = (one_item() | map_stage(backend=backend)(lambda number: number)).results()
+    assert next(results) == 1
+    closer = threading.Thread(target=results.close)
+    closer.start()
+    with pytest.raises(PipekitError, match="closed by another thread"):
+        next(results)
+    release.set()
+    closer.join()
+
+
+def test_a_stage_that_closes_the_results_of_its_own_run_leaves_nothing() -> None:
+    holder: list[Results[int]] = []
+    given = threading.Event()
+
+    def closes(number: int) -> int:
+        given.wait(60)
+        holder[0].close()
+        return number
+
+    pipe = range(10) | map_stage()(lambda number: number) | map_stage(backend="thread")(closes)
+    holder.append(pipe.results())
+    given.set()
+    with pytest.raises(PipekitError, match="closed by another thread"):
+        list(holder[0])
+    eventually(lambda: holder[0].stats().state == "stopped")
 
 
 def test_leaving_ends_the_pipelines_inside_the_workers(backend: str) -> None:

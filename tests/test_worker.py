@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -183,6 +184,26 @@ def test_a_generator_is_closed_when_nobody_wants_its_results() -> None:
 
     assert run(tidy, ListReader(frame(1, 2, 3)), ListWriter(room=1)) == Outcome()
     assert closed == [True]
+
+
+def test_results_that_could_not_be_handed_on_in_the_background_are_handed_on_by_the_worker() -> None:
+    offered = threading.Event()
+
+    class NoMemory(ListWriter):
+        def offer(self, parts: list[object]) -> bool:
+            offered.set()
+            raise MemoryError
+
+    def pauses(items: Iterable[Any]) -> Iterator[Any]:
+        for number in items:
+            yield number
+            if number == 500:
+                offered.wait(30)
+
+    writer = NoMemory(frame_size=64)
+    assert run(pauses, ListReader(frame(*range(1000))), writer) == Outcome()
+    assert offered.is_set()
+    assert writer.items == list(range(1000))
 
 
 def test_a_file_that_is_the_source_is_not_closed(tmp_path: Any) -> None:

@@ -29,6 +29,9 @@ class Inbox(Protocol):
     def get(self, waiter: Waiter) -> Frame | Signal | None:
         """The next frame, lent; `Signal.END`; `Signal.CANCELLED`; or None: the waiter will get one of these."""
 
+    def withdraw(self, waiter: Waiter) -> None:
+        """The waiter wants no frame any more: it is told `Signal.CANCELLED`, unless it has been told something."""
+
     def taken(self, items: int) -> None:
         """This many lent items are taken for good. A frame of one: when its item is read; others: when all are."""
 

@@ -18,8 +18,8 @@ from typing import cast
 
 from pipekit._errors import Released
 from pipekit._frame import Frame, Pickled
+from pipekit._live import loading_functions, stop_all
 from pipekit._pickling import decode
-from pipekit._run import stop_all
 from pipekit._task import Task
 from pipekit._worker import Flusher, Outcome, describe, run_task
 from pipekit.backends._wire import PROGRESS, Message, MessageReader, Say, pack_failure
@@ -34,6 +34,8 @@ AHEAD_SECONDS = 0.005
 def main(connection: socket.socket, stage: str, worker: str) -> None:
     """Run one worker. Ctrl-C is the parent's affair: the process starts with SIGINT blocked, and ignores it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "register_at_fork"):  # a process forked by the stage must not keep the connection open
+        os.register_at_fork(after_in_child=connection.close)
     if hasattr(signal, "pthread_sigmask"):  # not on Windows
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     link = _Link(connection)
@@ -51,7 +53,8 @@ def main(connection: socket.socket, stage: str, worker: str) -> None:
 
 def _run(link: _Link, message: Message, stage: str, worker: str, flusher: Flusher) -> Outcome:
     try:
-        task = cast(Task, decode(message.body))
+        with loading_functions(stage):
+            task = cast(Task, decode(message.body))
     except BaseException as error:
         return Outcome(describe(error, stage, worker, None, did="could not load its function:"))
     return run_task(task, worker, link.reader if task.has_input else None, link.writer, flusher)
@@ -207,9 +210,10 @@ class _LinkWriter:
     def stop(self) -> None:
         with self._changed:
             self._stopped = True
-            self._changed.notify()
+            self._changed.notify_all()
 
     def put(self, parts: list[object]) -> None:
+        message = self._message(parts)
         with self._changed:
             if not self._credits and not self._stopped:
                 started = perf_counter()
@@ -218,17 +222,20 @@ class _LinkWriter:
             if self._stopped:
                 raise Released
             self._credits -= 1
-        self._send(parts)
+            self._sequence += 1
+        self._link.send(message)
 
     def offer(self, parts: list[object]) -> bool:
+        if not self._credits:
+            return False
+        message = self._message(parts)
         with self._changed:
             if not self._credits or self._stopped:
                 return False
             self._credits -= 1
-        self._send(parts)
+            self._sequence += 1
+        self._link.send(message)
         return True
 
-    def _send(self, parts: list[object]) -> None:
-        body = Pickled.pack(parts).body
-        self._link.send(Message(Say.FRAME, len(parts), self._sequence, body))
-        self._sequence += 1
+    def _message(self, parts: list[object]) -> Message:
+        return Message(Say.FRAME, len(parts), self._sequence, Pickled.pack(parts).body)

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+#: Seconds that the thread gets to finish what it is doing; nothing of it takes long.
+CLOSE_SECONDS = 1.0
+
 
 class Hub:
     """An event loop: calls back when a socket or process can be read or written, and runs what others ask for.
@@ -38,7 +41,7 @@ class Hub:
         if self._thread.ident is not None:
             self._closing = True
             self._wake()
-            self._thread.join()
+            self._thread.join(CLOSE_SECONDS)
         self._selector.close()
         self._wake_reader.close()
         self._wake_writer.close()
@@ -74,7 +77,7 @@ class Hub:
         self._signalled = True
         try:
             self._wake_writer.send(b"\0")
-        except BlockingIOError:  # full: it will wake anyway
+        except OSError:  # full: it will wake anyway; or closed: the run is over
             pass
 
     def _woken(self, _: int) -> None:
@@ -85,11 +88,15 @@ class Hub:
         while not self._closing:
             for key, events in self._selector.select():
                 self._guarded(partial(key.data, events))
-            while self._calls:
-                self._guarded(self._calls.popleft())
-            afterwards, self._afterwards = self._afterwards, {}
-            for function in afterwards:
-                self._guarded(function)
+            self._run_calls()
+        self._run_calls()
+
+    def _run_calls(self) -> None:
+        while self._calls:
+            self._guarded(self._calls.popleft())
+        afterwards, self._afterwards = self._afterwards, {}
+        for function in afterwards:
+            self._guarded(function)
 
     def _guarded(self, function: Callable[[], None]) -> None:
         """A callback that raises must not end the thread that everybody relies on: whoever must know is told."""

@@ -11,7 +11,8 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing import context as multiprocessing_context
 from multiprocessing import process as multiprocessing_process
 from multiprocessing import resource_tracker, spawn
 from typing import Any
@@ -35,6 +36,18 @@ def start_process(context: Any, name: str, target: Callable[..., None], args: tu
     # a fork server's child at the same time may both get a wrong one. It also waits for them at exit. They are ours.
     multiprocessing_process._children.discard(process)  # type: ignore[attr-defined]
     return process
+
+
+def exit_sentinel(process: Any) -> int:
+    """What becomes readable when the process has ended.
+
+    A child of this process has one end of a pipe for it, which a process that *it* forks inherits and keeps open: Linux
+    has better. The fork server's children do not have it.
+    """
+    if hasattr(os, "pidfd_open") and not isinstance(process, multiprocessing_context.ForkServerProcess):
+        with suppress(OSError):
+            return os.pidfd_open(process.pid)
+    return int(process.sentinel)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ dies, its end of the pair closes, and nobody else is held up.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import selectors
 import signal
 import socket
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from multiprocessing import connection
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from pipekit._edge import Signal
 from pipekit._errors import (
@@ -39,7 +40,7 @@ from pipekit._worker import Outcome, describe
 from pipekit.backends import _child
 from pipekit.backends._base import Backend, Executor, Inbox, Outbox, Report, Worker
 from pipekit.backends._hub import Hub
-from pipekit.backends._launch import close_in_forks, start_process
+from pipekit.backends._launch import close_in_forks, exit_sentinel, start_process
 from pipekit.backends._wire import PROGRESS, Message, MessageReader, Say, unpack_failure
 
 StartMethod: TypeAlias = Literal["forkserver", "spawn", "fork"]
@@ -47,8 +48,15 @@ StartMethod: TypeAlias = Literal["forkserver", "spawn", "fork"]
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 #: Buffers that one system call sends (POSIX allows at least 16).
 MAX_BUFFERS = 16
-#: Items of a dead worker that its error shows.
+#: Items of a dead worker that its error shows, and the seconds that their `repr` may take together.
 ITEMS_SHOWN = 3
+REPR_SECONDS = 0.5
+#: Seconds that a process which is about to end gets for it.
+EXIT_SECONDS = 1.0
+#: The exit status that multiprocessing gives when it cannot learn it.
+FORK_SERVER_LOST = 255
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +165,7 @@ class _ProcessWorker(Worker):
     ) -> None:
         ours.setblocking(False)
         self._process = process
-        self._sentinel = process.sentinel
+        self._sentinel = exit_sentinel(process)
         self._pid = process.pid
         self._socket = ours
         self._hub = hub
@@ -197,6 +205,8 @@ class _ProcessWorker(Worker):
 
     def close(self) -> None:
         """Release what is left; the hub has ended."""
+        if self._sentinel != self._process.sentinel:
+            os.close(self._sentinel)
         if self._process.exitcode is not None:
             self._process.close()
         self._socket.close()
@@ -289,7 +299,10 @@ class _ProcessWorker(Worker):
             self._on_input(self._inbox.get(self._reader))
 
     def _on_input(self, answer: Frame | Signal | None) -> None:
-        if isinstance(answer, Frame):
+        if self._reported and isinstance(answer, Frame):  # it was on its way when the worker left
+            assert self._inbox is not None
+            self._inbox.give_back(answer.count, (answer,))
+        elif isinstance(answer, Frame):
             self._lent.append(answer)
             self._lent_items += answer.count
             self.send(Message(Say.FRAME, answer.count, answer.sequence, _body(answer)))
@@ -308,12 +321,17 @@ class _ProcessWorker(Worker):
     def _end(self, outcome: Outcome, message: Message) -> None:
         """It has reported its end: what it has not read goes back, for others to read."""
         self._drop_finished(message.sequence)
-        if self._inbox is not None and self._lent:
-            first = self._lent.popleft().rest(message.count)
-            frames = [*([] if first is None else [first]), *self._lent]
-            self._inbox.give_back(self._lent_items, frames)
-            self._lent.clear()
+        if self._inbox is not None:
+            self._inbox.withdraw(self._reader)
+            self._inbox.give_back(self._lent_items, self._unread(message.count))
         self._report_once(outcome)
+
+    def _unread(self, consumed: int) -> list[Frame]:
+        """The frames that it has not read, the first one from `consumed` on."""
+        frames = list(self._lent)
+        self._lent.clear()
+        first = frames[0].rest(consumed) if frames else None
+        return frames[1:] if first is None else [first, *frames[1:]]
 
     def _on_hang_up(self) -> None:
         """It has closed its end of the socket, so it is exiting; one that only did that is of no use any more."""
@@ -328,9 +346,10 @@ class _ProcessWorker(Worker):
         self._hub.forget(self._socket)
         if self._process.exitcode is None:  # the sentinel closes a moment before the process can be waited for
             self._kill()
-            self._process.join()
+            self._process.join(EXIT_SECONDS)
         self._gone.set()
-        self._report_once(Outcome() if self._killed else Outcome(self._death()))
+        if not self._reported:
+            self._report_once(Outcome() if self._killed else Outcome(self._death()))
 
     def _kill(self) -> None:
         if self._process.exitcode is None:
@@ -345,26 +364,25 @@ class _ProcessWorker(Worker):
             self._report(outcome)
 
     def _death(self) -> Failure:
-        status = _exit_status(self._process.exitcode)
+        items = _within(REPR_SECONDS, self._item_reprs) or []
         return Failure(
             stage=self._stage,
             worker=self._name,
             kind=WorkerDied,
             type_name="WorkerDied",
-            message=f'The worker "{self._name}" died: {status}. {self._in_hand()}',
+            message=f'The worker "{self._name}" died: {_exit_status(self._process.exitcode)}. {self._in_hand(items)}',
             traceback="",
-            item=", ".join(self._item_reprs()) or None,
+            item=", ".join(items) or None,
             pid=self._pid,
             exception=None,
         )
 
-    def _in_hand(self) -> str:
+    def _in_hand(self, shown: list[str]) -> str:
         count = sum(frame.count for frame in self._lent)
         if count == 0:
             return "It had no items in hand"
-        shown = self._item_reprs()
         more = f" and {count - len(shown)} more" if count > len(shown) else ""
-        return f"It had {count} item{'s' if count > 1 else ''} in hand: {', '.join(shown)}{more}"
+        return f"It had {count} item{'s' if count > 1 else ''} in hand: {', '.join(shown) or 'not shown'}{more}"
 
     def _item_reprs(self) -> list[str]:
         reprs: list[str] = []
@@ -401,8 +419,24 @@ def _repr_of(part: Any, decode_part: Callable[[Any], object] | None) -> str:
         return "<an item that cannot be unpickled>"
 
 
-def _exit_status(status: int) -> str:
+def _within(seconds: float, function: Callable[[], T]) -> T | None:
+    """What `function` returns, None if that takes longer: it calls code of the user's items."""
+    returned: list[T] = []
+    thread = threading.Thread(target=lambda: returned.append(function()), name="pipekit-repr", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads to be had
+        return None
+    thread.join(seconds)
+    return returned[0] if returned else None
+
+
+def _exit_status(status: int | None) -> str:
     """An exit status as multiprocessing gives it (-9: by signal 9), in words, with the likely cause."""
+    if status is None:
+        return "its exit status is not known"
+    if status == FORK_SERVER_LOST:
+        return "it exited with status 255, or the fork server, which knows the status, was killed"
     if status >= 0:
         return f"it exited with status {status} before it had finished (os._exit, or native code that gave up)"
     try:

@@ -67,7 +67,7 @@ class _ThreadWorker(Worker):
         """Not possible for a thread: it is left to end by itself, and takes no further item."""
 
     def join(self, timeout: float) -> bool:
-        if self._thread.ident is not None:
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
