@@ -63,13 +63,14 @@ class Run:
         """Start all workers.
 
         Raises:
+            PipelineError: the source is an iterator that an earlier run has read.
             StartError: one could not be started; the others are stopped.
         """
         remember(self)
-        if self._plan.one_shot is not None:
-            self._plan.one_shot.claim()
-        self._state = State.RUNNING
         try:
+            if self._plan.one_shot is not None:
+                self._plan.one_shot.claim()
+            self._state = State.RUNNING
             for index, stage in enumerate(self._plan.stages):
                 for number in range(stage.workers):
                     self._workers.append(self._open(index, stage, f"{stage.name}-{number}"))
