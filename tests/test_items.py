@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -237,9 +238,11 @@ def test_a_result_that_cannot_be_unpickled_for_the_consumer_comes_after_those_be
 
 
 def test_results_after_one_that_cannot_be_unpickled_are_delivered() -> None:
+    results = ([1] | stage(lambda items: [*items, NeverUnpickles(), 3])).results()
+    eventually(lambda: results.stats().stages[1].running == 0)
     delivered = []
     with pytest.raises(ItemNotPicklable):
-        for item in ([1] | stage(lambda items: [*items, NeverUnpickles(), 3])).results():
+        for item in results:
             delivered.append(item)
     assert delivered == [1, 3]
 

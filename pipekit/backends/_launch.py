@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import context as multiprocessing_context
 from multiprocessing import process as multiprocessing_process
 from multiprocessing import resource_tracker, spawn
+from time import sleep
 from typing import Any
 from weakref import WeakSet
 
@@ -22,6 +23,9 @@ if sys.platform != "win32":
     # Here and not by the first start: in the middle of an import Python may lose a Ctrl-C.
     from multiprocessing import forkserver, popen_fork, popen_forkserver, popen_spawn_posix  # noqa: F401
 
+#: How often, and after how many seconds, a start that the fork server refused is tried again.
+RETRIES = 20
+RETRY_SECONDS = 0.05
 _PRELOADED = ["pipekit.backends._in_fork_server", "cloudpickle"]
 _starting = threading.Lock()
 _parent_ends: WeakSet[socket.socket] = WeakSet()
@@ -31,11 +35,23 @@ def start_process(context: Any, name: str, target: Callable[..., None], args: tu
     """Start a process of a multiprocessing context that calls `target(*args)`, and is the caller's to wait for."""
     process = context.Process(target=target, args=args, name=name)
     with _starting, _without_main(), _without_interrupts(context):
-        process.start()
+        _start(process)
     # multiprocessing polls its children whenever it starts another, in any thread; two that read the exit status of
     # a fork server's child at the same time may both get a wrong one. It also waits for them at exit. They are ours.
     multiprocessing_process._children.discard(process)  # type: ignore[attr-defined]
     return process
+
+
+def _start(process: Any) -> None:
+    """Start it. A fork server that is about to end refuses; once it has ended, multiprocessing starts another."""
+    for _ in range(RETRIES):
+        try:
+            process.start()
+        except ConnectionRefusedError:
+            sleep(RETRY_SECONDS)
+        else:
+            return
+    process.start()
 
 
 def exit_sentinel(process: Any) -> int:
