@@ -27,8 +27,9 @@ from pipekit.backends._wire import PROGRESS, Message, MessageReader, Say, pack_f
 #: Seconds that a stage gets for its `finally` blocks after the parent has died.
 ORPHAN_GRACE = 1.0
 #: A frame that took less than this (seconds) makes the worker ask for the next one ahead. For slower items asking ahead
-#: would only bind them to a busy worker while another is idle. The way there and back takes up to 0.5 ms where all cores
-#: are busy: measured, items of 5 ms took 8 % longer without asking ahead, beside two programs that share the work.
+#: would only bind them to a busy worker while another is idle. The way there and back takes up to 0.5 ms where all
+#: cores are busy. Measured: without asking ahead, items of 5 ms took 8 % longer, beside two programs that share the
+#: work.
 AHEAD_SECONDS = 0.02
 
 
