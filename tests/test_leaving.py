@@ -268,7 +268,7 @@ import itertools, os, sys, time
 from pipekit import map_stage, stage
 
 def busy(number):
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\\n" % os.getpid())  # in one piece: two workers write
     time.sleep(60)
 
 pipe = itertools.count() | map_stage(workers=2)(lambda n: n) | map_stage(workers=2)(busy)
