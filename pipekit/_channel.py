@@ -77,7 +77,8 @@ class Channel:
             answer = step(*args, **kwargs)
             # Always another list, also when this one is empty: a later call of another thread fills the edge's.
             wakeups, self._edge.wakeups = self._edge.wakeups, []
-        _deliver(iter(wakeups))
+        if wakeups:
+            _deliver(iter(wakeups))
         return answer
 
 
