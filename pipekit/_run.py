@@ -125,13 +125,18 @@ class Run:
             self._end_early(deliver=True)
 
     def _end_early(self, *, deliver: bool) -> None:
-        """Release everybody: channels first, so that no worker finds anything more to do, then the workers."""
-        for channel in self._channels[:-1]:
-            channel.cancel()
+        """Release everybody: channels first, so that no worker finds anything more to do, then the workers.
+
+        The consumer's channel before all others: workers that are released end, and an END that comes of it must not
+        look like the end of the results.
+        """
+        *others, last = self._channels
         if deliver:
-            self._channels[-1].drain()
+            last.drain()
         else:
-            self._channels[-1].cancel()
+            last.cancel()
+        for channel in others:
+            channel.cancel()
         for worker in self._workers:
             worker.abort()
 
