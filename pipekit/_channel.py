@@ -129,9 +129,8 @@ class BlockingReader:
             return None
         if isinstance(answer, Signal):
             raise Released
-        if (
-            self._left
-        ):  # another thread, to which the stage's function gave its items, has waited longer than the worker
+        # The stage's function has given its items to another thread, which has waited here longer than the worker ran.
+        if self._left:
             self._channel.give_back(answer.count, (answer,))
             raise Released
         if answer.count == 1:

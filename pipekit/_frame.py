@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pipekit._errors import short_repr
 from pipekit._pickling import PROTOCOL, decode, encode
 
 
@@ -83,6 +84,14 @@ class Frame:
         payload = self.payload
         left = payload[consumed:] if isinstance(payload, (list, tuple)) else payload.rest(consumed)  # type: ignore[union-attr]
         return Frame(self.sequence, self.count - consumed, left)
+
+
+def part_repr(part: Any, decode_part: Callable[[Any], object] | None) -> str:
+    """The shortened repr of a part's item, for messages; never raises. Runs the item's own code."""
+    try:
+        return short_repr(part if decode_part is None else decode_part(part))
+    except BaseException:
+        return "<an item that cannot be unpickled>"
 
 
 class Pace:

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from pipekit._errors import REPR_LENGTH, Failure, ItemNotPicklable, Released, TaskException, short_repr
-from pipekit._frame import Frame, Pace, to_part
+from pipekit._frame import Frame, Pace, part_repr, to_part
 from pipekit._task import Kind, Task
 
 #: Seconds of its own work that a worker collects in a frame before it hands it on.
@@ -234,13 +234,7 @@ class _Input:
         consumed = self._consumed()
         if not consumed:
             return None
-        part = self._parts[consumed - 1]
-        if self._decode is None:
-            return short_repr(part)
-        try:
-            return short_repr(self._decode(part))
-        except BaseException:
-            return "<an item that cannot be unpickled>"
+        return part_repr(self._parts[consumed - 1], self._decode)
 
     def _consumed(self) -> int:
         return len(self._parts) - length_hint(self._position)

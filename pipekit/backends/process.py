@@ -33,7 +33,7 @@ from pipekit._errors import (
     WorkerDied,
     short_repr,
 )
-from pipekit._frame import Frame, Pickled, to_part
+from pipekit._frame import Frame, Pickled, part_repr, to_part
 from pipekit._pickling import encode_by_value
 from pipekit._task import Task
 from pipekit._worker import Outcome, describe
@@ -388,7 +388,7 @@ class _ProcessWorker(Worker):
         reprs: list[str] = []
         for frame in self._lent:
             parts, decode_part = frame.open()
-            reprs.extend(_repr_of(part, decode_part) for part in parts[: ITEMS_SHOWN - len(reprs)])
+            reprs.extend(part_repr(part, decode_part) for part in parts[: ITEMS_SHOWN - len(reprs)])
         return reprs
 
 
@@ -410,13 +410,6 @@ def _body(frame: Frame) -> bytes | bytearray:
     parts, decode_part = frame.open()
     items = parts if decode_part is None else map(decode_part, parts)
     return Pickled.pack([to_part(item) for item in items]).body
-
-
-def _repr_of(part: Any, decode_part: Callable[[Any], object] | None) -> str:
-    try:
-        return short_repr(part if decode_part is None else decode_part(part))
-    except BaseException:
-        return "<an item that cannot be unpickled>"
 
 
 def _within(seconds: float, function: Callable[[], T]) -> T | None:
