@@ -14,6 +14,7 @@ from pipekit._errors import PipekitError as PipekitError
 from pipekit._errors import PipelineError as PipelineError
 from pipekit._errors import RemoteTraceback as RemoteTraceback
 from pipekit._errors import SignatureError as SignatureError
+from pipekit._errors import Stalled as Stalled
 from pipekit._errors import StartError as StartError
 from pipekit._errors import TaskException as TaskException
 from pipekit._errors import WorkerDied as WorkerDied
@@ -25,8 +26,10 @@ from pipekit._results import Results as Results
 from pipekit._stage import Stage as Stage
 from pipekit._stage import map_stage as map_stage
 from pipekit._stage import stage as stage
+from pipekit._stats import Doing as Doing
 from pipekit._stats import RunStats as RunStats
 from pipekit._stats import StageStats as StageStats
+from pipekit._stats import WorkerState as WorkerState
 
 if TYPE_CHECKING:
     from pipekit.backends.process import ProcessBackend as ProcessBackend
@@ -37,6 +40,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendUnavailable",
     "Cancelled",
+    "Doing",
     "Failure",
     "ItemNotPicklable",
     "NoInput",
@@ -54,10 +58,12 @@ __all__ = [
     "SignatureError",
     "Stage",
     "StageStats",
+    "Stalled",
     "StartError",
     "TaskException",
     "ThreadBackend",
     "WorkerDied",
+    "WorkerState",
     "map_stage",
     "stage",
 ]

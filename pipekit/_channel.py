@@ -110,6 +110,10 @@ class Sleeper:
         self._lock.acquire()
         return cast("Frame | Signal", self._answer)
 
+    def nap(self, seconds: float) -> Frame | Signal | None:
+        """The answer, None if it does not come in that time: then sleep on."""
+        return self._answer if self._lock.acquire(timeout=seconds) else None
+
 
 class BlockingReader:
     """A channel's reading end for one thread; a `pipekit._worker.Reader`."""
@@ -124,7 +128,7 @@ class BlockingReader:
         answer = self._channel.get(self._sleeper)
         if answer is None:
             before_waiting()
-            answer = self._sleeper.sleep()
+            answer = self._wait(self._sleeper)
         if answer is Signal.END:
             return None
         if isinstance(answer, Signal):
@@ -147,6 +151,9 @@ class BlockingReader:
         self._left = True
         self._channel.withdraw(self._sleeper)
         self._release(consumed)
+
+    def _wait(self, sleeper: Sleeper) -> Frame | Signal:
+        return sleeper.sleep()
 
     def _release(self, consumed: int) -> None:
         frame, self._lent = self._lent, None

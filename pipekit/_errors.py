@@ -7,6 +7,7 @@
     │   └── NotPicklable         ... a function or argument that cannot go to a worker process
     ├── BackendUnavailable       the machine: a backend that cannot run here
     ├── StartError               the machine: a worker that could not be started
+    ├── Stalled                  nobody knows: nothing has moved for longer than the caller allowed
     └── TaskException            the stage: its code raised while the pipeline ran
         ├── ItemNotPicklable     ... an item or result that cannot travel between processes
         └── WorkerDied           the outside: a worker process ended without having finished
@@ -18,6 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipekit._stats import WorkerState
 
 #: Characters of an item's repr in messages.
 REPR_LENGTH = 200
@@ -49,6 +54,21 @@ class BackendUnavailable(PipekitError):
 
 class StartError(PipekitError):
     """A worker could not be started; those already started were stopped."""
+
+
+class Stalled(PipekitError):
+    """Nothing moved for `stall_timeout` seconds although the results were waited for; the run is stopped.
+
+    Attributes:
+        workers: what each worker was doing (`WorkerState`), in the order of the stages.
+    """
+
+    def __init__(self, message: str, workers: Sequence[WorkerState] = ()) -> None:
+        super().__init__(message)
+        self.workers = tuple(workers)
+
+    def __reduce__(self) -> tuple[type[Stalled], tuple[str, tuple[WorkerState, ...]]]:
+        return type(self), (str(self), self.workers)
 
 
 class Cancelled(BaseException):  # not an error, like asyncio.CancelledError

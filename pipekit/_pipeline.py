@@ -12,6 +12,7 @@ from pipekit._graph import Node, source_node
 from pipekit._plan import Plan, compile_plan
 from pipekit._results import Results
 from pipekit._run import Run
+from pipekit._watch import check_stall_timeout
 
 if TYPE_CHECKING:
     from pipekit._stage import Stage
@@ -65,24 +66,33 @@ class Pipeline(Joinable, Generic[In, Out]):
     def __ror__(self: Pipeline[A, B], source: Iterable[A]) -> Pipeline[NoInput, B]:
         return feed(source, self)
 
-    def results(self: Pipeline[NoInput, B]) -> Results[B]:
+    def results(self: Pipeline[NoInput, B], *, stall_timeout: float | None = None) -> Results[B]:
         """Start the pipeline and return its results, in the order in which they are ready.
+
+        Args:
+            stall_timeout: seconds after which a run is given up in which nothing moves, default None: never. Longer
+                than the slowest item takes. Time that you spend in your loop does not count.
 
         Returns:
             Results: an iterator and context manager; leaving it stops the run.
 
         Raises:
+            OptionError: stall_timeout is not a number above 0.
             SignatureError: the first stage needs an input.
             BackendUnavailable: a stage's backend cannot run here.
             NotPicklable: a function or argument cannot be sent to a worker process.
             StartError: a worker could not be started.
             TaskException: from the iterator, when a stage failed (WorkerDied, ItemNotPicklable are such).
+            Stalled: from the iterator, when nothing has moved for `stall_timeout` seconds.
         """
-        return start(self)
+        return start(self, stall_timeout)
 
-    def execute(self: Pipeline[NoInput, B]) -> B | None:
-        """Run the pipeline to its end and return its last result, None if there was none; raises as `results()`."""
-        return last(start(self))
+    def execute(self: Pipeline[NoInput, B], *, stall_timeout: float | None = None) -> B | None:
+        """Run the pipeline to its end and return its last result, None if there was none.
+
+        Arguments and errors are those of `results()`.
+        """
+        return last(start(self, stall_timeout))
 
     def plan(self: Pipeline[NoInput, B]) -> Plan:
         """What would run: compiles without starting anything. `print(pipe.plan().explain())` shows it."""
@@ -115,11 +125,12 @@ def feed(source: Iterable[Any], right: Joinable) -> Pipeline[NoInput, Any]:
     return join(Pipeline((source_node(source),)), right)
 
 
-def start(pipeline: Joinable) -> Results[Any]:
+def start(pipeline: Joinable, stall_timeout: float | None) -> Results[Any]:
     """Compile and start."""
+    check_stall_timeout(stall_timeout)
     run = Run(compile_plan(pipeline._nodes()))
     run.start()
-    return Results._of(run)
+    return Results._of(run, stall_timeout)
 
 
 def last(results: Results[B]) -> B | None:

@@ -38,8 +38,8 @@ class Results(_Chain[T]):
     _run: Run
 
     @classmethod
-    def _of(cls, run: Run) -> Self:
-        results = cls.from_iterable(run.frames())  # type: ignore[attr-defined]  # see _Chain
+    def _of(cls, run: Run, stall_timeout: float | None) -> Self:
+        results = cls.from_iterable(run.frames(stall_timeout))  # type: ignore[attr-defined]  # see _Chain
         results._run = run
         return results  # type: ignore[no-any-return]
 

@@ -22,6 +22,7 @@ from pipekit._frame import Frame
 from pipekit._live import forget, remember, stop_all_at_exit
 from pipekit._plan import Plan, PlannedStage
 from pipekit._stats import RunStats, StageStats
+from pipekit._watch import PatientReader, Watch
 from pipekit._worker import CannotTravel, Outcome, describe
 from pipekit.backends._base import Backend, Executor, Worker
 
@@ -46,6 +47,7 @@ class Run:
         self._channels = [Channel(Edge(edge.limits, edge.writers, edge.readers)) for edge in plan.edges]
         self._executors: dict[Backend, Executor] = {}
         self._workers: list[Worker] = []
+        self._names: list[tuple[str, str]] = []  # stage and worker, for each of them
         self._lock = threading.Lock()
         self._state = State.NEW
         self._running = [stage.workers for stage in plan.stages]
@@ -87,6 +89,7 @@ class Run:
             self._executors[stage.backend] = stage.backend.executor()
         inbox = None if stage.input is None else self._channels[stage.input]
         outbox = self._channels[stage.output]
+        self._names.append((stage.name, name))
         report = partial(self._report, index)
         try:
             return self._executors[stage.backend].open(stage.prepared, name, inbox, outbox, report)
@@ -142,13 +145,18 @@ class Run:
 
     # -- the consumer's side
 
-    def frames(self) -> Iterator[Iterator[Any]]:
+    def frames(self, stall_timeout: float | None) -> Iterator[Iterator[Any]]:
         """The results, a frame at a time. At the end the run is stopped, and its failure raised if there is one.
+
+        Raises Stalled when nothing moves for `stall_timeout` seconds (None: never) while it waits.
 
         Has no `finally`: it may be finalized by the garbage collector in any thread, which is no place to wait in.
         Whoever leaves earlier calls `stop`.
         """
         reader = BlockingReader(self._channels[-1])
+        if stall_timeout is not None:
+            watch = Watch(self._names, self._workers, self._channels)
+            reader = PatientReader(self._channels[-1], watch, stall_timeout)
         while (frame := self._next_frame(reader)) is not None:
             started = perf_counter()
             items = self._opened(frame)
@@ -169,7 +177,7 @@ class Run:
             if self._stopped_by != threading.get_ident():
                 raise PipekitError("the results were closed by another thread while they were read") from None
             return None
-        except BaseException:  # KeyboardInterrupt
+        except BaseException:  # KeyboardInterrupt, Stalled
             self.stop()
             raise
 

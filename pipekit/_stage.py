@@ -122,13 +122,13 @@ class Stage(Joinable, Generic[In, Out, P]):
     def __ror__(self: Stage[A, B], source: Iterable[A]) -> Pipeline[NoInput, B]:
         return feed(source, self)
 
-    def results(self: Stage[NoInput, B]) -> Results[B]:
+    def results(self: Stage[NoInput, B], *, stall_timeout: float | None = None) -> Results[B]:
         """As `Pipeline.results`, for a stage that needs no input."""
-        return start(self)
+        return start(self, stall_timeout)
 
-    def execute(self: Stage[NoInput, B]) -> B | None:
+    def execute(self: Stage[NoInput, B], *, stall_timeout: float | None = None) -> B | None:
         """As `Pipeline.execute`, for a stage that needs no input."""
-        return last(start(self))
+        return last(start(self, stall_timeout))
 
     def __reduce__(self) -> tuple[Any, ...]:
         named = decorated_name(self._node.function)

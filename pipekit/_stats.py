@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +34,36 @@ class RunStats:
 
     state: str
     stages: tuple[StageStats, ...]
+
+
+class Doing(Enum):
+    """What a worker can be busy with."""
+
+    STARTING = "starting"
+    READING = "waiting for input"
+    WORKING = "in user code"
+    WRITING = "waiting to hand on"
+    ENDED = "ended"
+    UNKNOWN = "not answering"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """What a worker is doing.
+
+    stage, worker: their names.
+    doing: `Doing.UNKNOWN` if it did not answer: stopped by a signal, or in native code that keeps the GIL.
+    seconds: for how long, at most: since it last read a frame of items or handed one on.
+    read, results: items that its function has read and given so far.
+    item: shortened repr of the item that its function has read last, or None.
+    traceback: where its function is, the innermost call last; "" where that is not known.
+    """
+
+    stage: str
+    worker: str
+    doing: Doing
+    seconds: float = 0.0
+    read: int = 0
+    results: int = 0
+    item: str | None = None
+    traceback: str = ""

@@ -10,6 +10,7 @@ Items pass through `chain`, `map`, `islice` and `list.extend`: the loop is per f
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -19,10 +20,11 @@ from itertools import chain, islice
 from operator import length_hint
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from pipekit._errors import REPR_LENGTH, Failure, ItemNotPicklable, Released, TaskException, short_repr
 from pipekit._frame import Frame, Pace, part_repr, to_part
+from pipekit._stats import Doing, WorkerState
 from pipekit._task import Kind, Task
 
 #: Seconds of its own work that a worker collects in a frame before it hands it on.
@@ -121,14 +123,29 @@ def _started(target: Callable[[], None]) -> threading.Thread | None:
     return thread
 
 
+class _Activity:
+    """What a worker is doing; written by the worker, read by whoever asks."""
+
+    __slots__ = ("now", "released", "thread")
+
+    def __init__(self) -> None:
+        self.now = (Doing.STARTING, perf_counter())  # replaced as a whole, so that readers see both or neither
+        self.thread = 0
+        self.released = False  # it was told that its work is not wanted any more
+
+    def begin(self, doing: Doing) -> None:
+        self.now = (doing, perf_counter())
+
+
 class _Output:
     """Collects a worker's results into frames."""
 
-    def __init__(self, writer: Writer, flusher: Flusher) -> None:
+    def __init__(self, writer: Writer, flusher: Flusher, activity: _Activity) -> None:
         self._writer = writer
         self._flusher = flusher
+        self._activity = activity
         self._pace = Pace(1 << 20, WRITER_SECONDS)
-        self._thread = threading.get_ident()
+        self._earlier = 0  # results before those in `_parts`
         self._lock = threading.Lock()
         # Only the worker's thread appends, in C, without the lock; whoever sends takes what lies beyond `_sent`, under
         # the lock. Assumes that a list may be sliced while another thread appends to it: true with the GIL, and on
@@ -159,15 +176,23 @@ class _Output:
 
         Where the stage's function has given its items to another thread, that one leaves it to the flusher.
         """
-        if threading.get_ident() == self._thread:
+        if threading.get_ident() == self._activity.thread:
             self.flush()
 
     def flush(self) -> None:
         """Hand on what is collected; waits for room."""
         with self._lock:
             parts = self._take()
-        if parts:
+        if not parts:
+            return
+        doing, _ = self._activity.now
+        self._activity.begin(Doing.WRITING)
+        try:
             self._writer.put(parts)
+        except Released:
+            self._activity.released = True
+            raise
+        self._activity.begin(doing)
 
     def offer(self) -> None:
         """Hand on what is collected if that needs no waiting; for the flusher's thread."""
@@ -188,56 +213,91 @@ class _Output:
 
     def _clear(self) -> None:
         with self._lock:
+            self._earlier += len(self._parts)
             self._parts = []
             self._sent = 0
+
+    @property
+    def results(self) -> int:
+        """Results that the function has given."""
+        with self._lock:
+            return self._earlier + len(self._parts)
 
 
 class _Input:
     """The items that a stage's function reads; remembers where it stands, for messages and for giving back."""
 
-    def __init__(self, reader: Reader, writer: Writer, before_waiting: Callable[[], None]) -> None:
+    def __init__(self, reader: Reader, writer: Writer, activity: _Activity, before_waiting: Callable[[], None]) -> None:
         self.ended = False
         self.error: CannotTravel | None = None
         self._reader = reader
         self._writer = writer
+        self._activity = activity
         self._before_waiting = before_waiting
-        self._parts: Sequence[Any] = ()
-        self._position: Iterator[Any] = iter(())
-        self._decode: Callable[[Any], object] | None = None
+        self._frame = _OpenFrame((), iter(()), None, 0)
         self.items: Iterator[object] = chain.from_iterable(self._frames())
 
     def _frames(self) -> Iterator[Iterator[object]]:
-        while (frame := self._reader.get(self._before_waiting)) is not None:
+        while (frame := self._next_frame()) is not None:
             blocked = self._writer.blocked
             started = perf_counter()
-            self._parts, self._decode = frame.open()
-            self._position = iter(self._parts)
-            yield self._position if self._decode is None else map(self._decoded, self._position)
+            parts, decode = frame.open()
+            self._frame = _OpenFrame(parts, iter(parts), decode, self.read)
+            self._activity.begin(Doing.WORKING)
+            yield self._frame.position if decode is None else map(self._decoded, self._frame.position)
             self._reader.finished(frame.count, perf_counter() - started - (self._writer.blocked - blocked))
+        self._activity.begin(Doing.WORKING)
         self.ended = True
 
-    def _decoded(self, part: object) -> object:
-        assert self._decode is not None
+    def _next_frame(self) -> Frame | None:
+        self._activity.begin(Doing.READING)
         try:
-            return self._decode(part)
+            return self._reader.get(self._before_waiting)
+        except Released:
+            self._activity.released = True
+            raise
+
+    def _decoded(self, part: object) -> object:
+        assert self._frame.decode is not None
+        try:
+            return self._frame.decode(part)
         except BaseException as error:  # also StopIteration, which would end the frame unseen
             self.error = CannotTravel("could not unpickle an item", error)
             raise self.error from error
 
     def leave(self) -> None:
         """Give back what the function has not read."""
-        self._reader.leave(self._consumed())
-        self._parts, self._position = (), iter(())
+        self._reader.leave(self._frame.consumed)
+        self._frame = _OpenFrame((), iter(()), None, self.read)
+
+    @property
+    def read(self) -> int:
+        """Items that the function has read."""
+        frame = self._frame
+        return frame.earlier + frame.consumed
 
     def last_item(self) -> str | None:
         """The shortened repr of the item that was read last."""
-        consumed = self._consumed()
-        if not consumed:
-            return None
-        return part_repr(self._parts[consumed - 1], self._decode)
+        frame = self._frame
+        consumed = frame.consumed
+        return part_repr(frame.parts[consumed - 1], frame.decode) if consumed else None
 
-    def _consumed(self) -> int:
-        return len(self._parts) - length_hint(self._position)
+
+@dataclass(frozen=True, slots=True)
+class _OpenFrame:
+    """The frame that a function is reading.
+
+    earlier: items that it had read before this frame.
+    """
+
+    parts: Sequence[Any]
+    position: Iterator[Any]
+    decode: Callable[[Any], object] | None
+    earlier: int
+
+    @property
+    def consumed(self) -> int:
+        return len(self.parts) - length_hint(self.position)
 
 
 class CannotTravel(Exception):
@@ -249,41 +309,83 @@ class CannotTravel(Exception):
         self.error = error
 
 
-def run_task(task: Task, worker: str, reader: Reader | None, writer: Writer, flusher: Flusher) -> Outcome:
-    """Run a worker's task to its end. Raises nothing: what goes wrong is in the outcome."""
-    output = _Output(writer, flusher)
-    source = None if reader is None else _Input(reader, writer, output.flush_before_waiting)
-    try:
-        outcome = _attempt(task, worker, source, output)
-        if source is not None:
-            source.leave()
-    except BaseException as error:  # not the stage's doing, but a worker that says nothing would be waited for
-        return Outcome(describe(error, task.stage, worker, None))
-    return outcome
+class WorkerLoop:
+    """A worker at its task. The thread that is the worker calls `run`, once; any thread may ask for the `state`."""
 
+    def __init__(self, task: Task, worker: str, reader: Reader | None, writer: Writer, flusher: Flusher) -> None:
+        self._task = task
+        self._worker = worker
+        self._activity = activity = _Activity()
+        self._output = _Output(writer, flusher, activity)
+        self._input = None if reader is None else _Input(reader, writer, activity, self._output.flush_before_waiting)
 
-def _attempt(task: Task, worker: str, source: _Input | None, output: _Output) -> Outcome:
-    results: Iterator[object] = iter(())
-    try:
+    def run(self) -> Outcome:
+        """Run the task to its end. Raises nothing: what goes wrong is in the outcome."""
+        self._activity.thread = threading.get_ident()
+        self._activity.begin(Doing.WORKING)
         try:
-            results = _start(task, source)
-            parts = map(_to_part, results) if task.encode else results
-            while output.pump(parts):
-                pass
-            _check_read_to_end(task, source)
-        except Released:
-            raise
-        except BaseException:
-            with suppress(Released):
-                output.flush()  # what was finished before is handed on
-            raise
-        finally:
-            _close(results)
-    except Released:
-        return Outcome()
-    except BaseException as error:
-        return Outcome(describe(error, task.stage, worker, source.last_item() if source is not None else None))
-    return Outcome()
+            failure = self._attempt()
+            if self._input is not None:
+                self._input.leave()
+        except BaseException as error:  # not the stage's doing, but a worker that says nothing would be waited for
+            failure = describe(error, self._task.stage, self._worker, None)
+        self._activity.begin(Doing.ENDED)
+        return Outcome(failure)
+
+    def state(self, *, detail: bool) -> WorkerState:
+        """What it is doing now; `detail`: with item and traceback (runs the `repr` of the item)."""
+        doing, since = self._activity.now
+        source = self._input
+        return WorkerState(
+            self._task.stage,
+            self._worker,
+            doing,
+            seconds=perf_counter() - since,
+            read=0 if source is None else source.read,
+            results=self._output.results,
+            item=source.last_item() if detail and source is not None else None,
+            traceback=_where(self._activity.thread) if detail and doing is Doing.WORKING else "",
+        )
+
+    def _attempt(self) -> Failure | None:
+        task, results = self._task, cast("Iterator[object]", iter(()))
+        try:
+            try:
+                results = _start(task, self._input)
+                parts = map(_to_part, results) if task.encode else results
+                while self._output.pump(parts):
+                    pass
+                _check_read_to_end(task, self._input)
+            except BaseException:
+                if not self._activity.released:
+                    with suppress(Released):
+                        self._output.flush()  # what was finished before is handed on
+                raise
+            finally:
+                _close(results)
+        except BaseException as error:
+            if self._activity.released and _says_released(error):
+                return None
+            return describe(error, task.stage, self._worker, None if self._input is None else self._input.last_item())
+        return None
+
+
+def _says_released(error: BaseException) -> bool:
+    """Whether all that an exception says is that the worker was released.
+
+    Where a stage's function reads its items in a pipeline of its own, that one's source raises it.
+    """
+    return isinstance(error, Released) or (
+        isinstance(error, TaskException) and isinstance(error.failure.exception, Released)
+    )
+
+
+def _where(thread: int) -> str:
+    """Where the stage's code is in this thread, as a traceback without the frames of this module; "" if nowhere."""
+    frame = sys._current_frames().get(thread)
+    stack = [] if frame is None else traceback.extract_stack(frame)
+    ours = [index for index, entry in enumerate(stack) if entry.filename == __file__]
+    return "".join(traceback.format_list(stack[ours[-1] + 1 :] if ours else stack))
 
 
 def _start(task: Task, source: _Input | None) -> Iterator[object]:

@@ -12,7 +12,7 @@ from pipekit import ItemNotPicklable
 from pipekit._errors import Released
 from pipekit._frame import Frame, Pickled, to_part
 from pipekit._task import Kind, Task
-from pipekit._worker import Flusher, Outcome, run_task
+from pipekit._worker import Flusher, Outcome, WorkerLoop
 
 
 class ListReader:
@@ -65,7 +65,7 @@ def run(function: Callable[..., Any], reader: ListReader | None, writer: ListWri
     task = Task("work", options.pop("kind", Kind.ITERATOR), function, has_input=reader is not None, **options)
     flusher = Flusher()
     try:
-        return run_task(task, "work-0", reader, writer, flusher)
+        return WorkerLoop(task, "work-0", reader, writer, flusher).run()
     finally:
         flusher.stop()
 

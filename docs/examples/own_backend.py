@@ -18,7 +18,7 @@ from pipekit.backends import (
     Report,
     Task,
     Worker,
-    run_task,
+    WorkerLoop,
 )
 
 
@@ -46,9 +46,10 @@ class CountingExecutor(Executor):
     def open(self, prepared: Any, name: str, inbox: Inbox | None, outbox: Outbox, report: Report) -> Worker:
         reader = None if inbox is None else BlockingReader(inbox)
         writer = CountingWriter(outbox, pickled=prepared.encode)
+        loop = WorkerLoop(prepared, name, reader, writer, self._flusher)
 
         def run() -> None:
-            outcome = run_task(prepared, name, reader, writer, self._flusher)  # never raises
+            outcome = loop.run()  # never raises
             self._counts[name] += writer.count
             report(outcome)  # exactly once
 

@@ -14,7 +14,8 @@ from pipekit._frame import Payload as Payload
 from pipekit._task import Task as Task
 from pipekit._worker import Flusher as Flusher
 from pipekit._worker import Outcome as Outcome
-from pipekit._worker import run_task as run_task
+from pipekit._worker import WorkerLoop as WorkerLoop
+from pipekit.backends._base import Answer as Answer
 from pipekit.backends._base import Backend as Backend
 from pipekit.backends._base import Executor as Executor
 from pipekit.backends._base import Inbox as Inbox
@@ -23,6 +24,7 @@ from pipekit.backends._base import Report as Report
 from pipekit.backends._base import Worker as Worker
 
 __all__ = [
+    "Answer",
     "Backend",
     "BlockingReader",
     "BlockingWriter",
@@ -38,5 +40,5 @@ __all__ = [
     "Task",
     "Waiter",
     "Worker",
-    "run_task",
+    "WorkerLoop",
 ]

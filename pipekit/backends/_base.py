@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 if TYPE_CHECKING:
     from pipekit._edge import Signal, Waiter
     from pipekit._frame import Frame
+    from pipekit._stats import WorkerState
     from pipekit._task import Task
     from pipekit._worker import Outcome
 
 Report: TypeAlias = "Callable[[Outcome], None]"
+Answer: TypeAlias = "Callable[[WorkerState | None], None]"
 
 
 class Inbox(Protocol):
@@ -70,6 +72,11 @@ class Worker(ABC):
     @abstractmethod
     def join(self, timeout: float) -> bool:
         """Wait until nothing of it is left, at most `timeout` seconds; True if so."""
+
+    def inquire(self, answer: Answer, *, detail: bool) -> None:
+        """Have `answer` called with what it is doing now (`WorkerLoop.state`), from any thread, soon or never. Returns
+        at once. A backend that cannot know answers None, as here."""
+        answer(None)
 
 
 class Executor(ABC):

@@ -7,11 +7,15 @@ noticed while the stage's function is busy.
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
+import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from io import TextIOWrapper
 from queue import SimpleQueue
 from time import perf_counter, sleep
 from typing import cast
@@ -19,9 +23,11 @@ from typing import cast
 from pipekit._errors import Released
 from pipekit._frame import Frame, Pickled
 from pipekit._live import loading_functions, stop_all
-from pipekit._pickling import decode
+from pipekit._pickling import PROTOCOL, decode
+from pipekit._stats import Doing, WorkerState
 from pipekit._task import Task
-from pipekit._worker import Flusher, Outcome, describe, run_task
+from pipekit._worker import Flusher, Outcome, WorkerLoop, describe
+from pipekit.backends._logs import Levels, forward_logs
 from pipekit.backends._wire import PROGRESS, Message, MessageReader, Say, pack_failure
 
 #: Seconds that a stage gets for its `finally` blocks after the parent has died.
@@ -31,16 +37,21 @@ ORPHAN_GRACE = 1.0
 #: cores are busy. Measured: without asking ahead, items of 5 ms took 8 % longer, beside two programs that share the
 #: work.
 AHEAD_SECONDS = 0.02
+#: Log records that a worker may send before the parent has handled them.
+LOGS_AHEAD = 1000
 
 
-def main(connection: socket.socket, stage: str, worker: str) -> None:
+def main(connection: socket.socket, stage: str, worker: str, levels: Levels | None) -> None:
     """Run one worker. Ctrl-C is the parent's affair: the process starts with SIGINT blocked, and ignores it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "register_at_fork"):  # a process forked by the stage must not keep the connection open
         os.register_at_fork(after_in_child=connection.close)
     if hasattr(signal, "pthread_sigmask"):  # not on Windows
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    link = _Link(connection)
+    if isinstance(sys.stdout, TextIOWrapper):  # what was printed arrives, also if this process is killed
+        sys.stdout.reconfigure(line_buffering=True)
+    link = _Link(connection, stage, worker)
+    forward_logs(levels, stage, worker, link.log)
     try:
         task = link.first()
     except (EOFError, OSError):  # the parent has gone, or was interrupted while it started this worker
@@ -59,34 +70,57 @@ def _run(link: _Link, message: Message, stage: str, worker: str, flusher: Flushe
             task = cast(Task, decode(message.body))
     except BaseException as error:
         return Outcome(describe(error, stage, worker, None, did="could not load its function:"))
-    return run_task(task, worker, link.reader if task.has_input else None, link.writer, flusher)
+    link.loop = WorkerLoop(task, worker, link.reader if task.has_input else None, link.writer, flusher)
+    return link.loop.run()
 
 
 class _Link:
     """The connection to the parent: who may send, and where what is received goes."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, stage: str, worker: str) -> None:
         self.reader = _LinkReader(self)
         self.writer = _LinkWriter(self)
+        self.loop: WorkerLoop | None = None
         self._connection = connection
+        self._stage = stage
+        self._worker = worker
         self._messages = MessageReader()
-        self._sending = threading.Lock()
+        self._unsent: deque[Message] = deque()
+        self._sending = (
+            threading.RLock()
+        )  # with `_busy`: a destructor or signal handler may log in the middle of a send
+        self._busy = False
+        self._logs = _Allowance(LOGS_AHEAD)
 
     def first(self) -> Message:
         """The parent's first message, the task; then the receiver takes over."""
         messages: list[Message] = []
         while not messages:
             messages = self._receive()
-        threading.Thread(target=self._serve, args=(messages[1:],), name="pipekit-receiver", daemon=True).start()
+        receiver = threading.Thread(target=self._serve, args=(messages[1:],), name="pipekit-receiver", daemon=True)
+        receiver.start()
         return messages[0]
 
     def send(self, message: Message) -> None:
         with self._sending:
+            self._unsent.append(message)
+            if self._busy:  # this thread is in the middle of a message: it sends this one after it
+                return
+            self._busy = True
             try:
-                for buffer in message.buffers():
-                    self._connection.sendall(buffer)
+                while self._unsent:
+                    for buffer in self._unsent.popleft().buffers():
+                        self._connection.sendall(buffer)
             except OSError as error:  # the parent has gone; the receiver sees it too
                 raise Released from error
+            finally:
+                self._busy = False
+
+    def log(self, body: bytes) -> None:
+        """Send a log record; waits while the parent has many that it has not handled yet."""
+        self._logs.take()
+        with suppress(Released):
+            self.send(Message(Say.LOG, body=body))
 
     def finish(self, outcome: Outcome) -> None:
         """Report the outcome, the worker's last words."""
@@ -103,6 +137,7 @@ class _Link:
         return self._messages.received(size)
 
     def _serve(self, messages: list[Message]) -> None:
+        self._logs.exempt()
         try:
             while True:
                 for message in messages:
@@ -114,12 +149,25 @@ class _Link:
     def _handle(self, message: Message) -> None:
         if message.kind is Say.FRAME or message.kind is Say.END:
             self.reader.arrived(message)
-        elif message.kind is Say.STOP:
-            self._stop()
-        else:
+        elif message.kind is Say.CREDIT:
             self.writer.credited(message)
+        elif message.kind is Say.ASK:
+            self._tell_state(detail=bool(message.count))
+        elif message.kind is Say.LOGGED:
+            self._logs.give(message.count)
+        else:
+            self._stop()
+
+    def _tell_state(self, *, detail: bool) -> None:
+        if self.loop is None:
+            state = WorkerState(self._stage, self._worker, Doing.STARTING)
+        else:
+            state = self.loop.state(detail=detail)
+        with suppress(Released):
+            self.send(Message(Say.STATE, body=pickle.dumps(state, PROTOCOL)))
 
     def _stop(self) -> None:
+        self._logs.lift()
         self.reader.arrived(Message(Say.STOP))
         self.writer.stop()
 
@@ -128,6 +176,35 @@ class _Link:
         self._stop()
         sleep(ORPHAN_GRACE)  # this thread is a daemon: a process that ends by itself does not wait for it
         os._exit(1)
+
+
+class _Allowance:
+    """How many log records may be under way; who takes one more than that waits."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._lifted = False
+        self._exempt = 0  # the thread that hears of records handled must not wait for it
+        self._changed = threading.Condition()
+
+    def exempt(self) -> None:
+        self._exempt = threading.get_ident()
+
+    def take(self) -> None:
+        with self._changed:
+            if threading.get_ident() != self._exempt:
+                self._changed.wait_for(lambda: self._left > 0 or self._lifted)
+            self._left -= 1
+
+    def give(self, size: int) -> None:
+        with self._changed:
+            self._left += size
+            self._changed.notify_all()
+
+    def lift(self) -> None:
+        with self._changed:
+            self._lifted = True
+            self._changed.notify_all()
 
 
 class _LinkReader:

@@ -7,6 +7,7 @@ program may use the same fork server for its own) gets the signal let in here, b
 
 from __future__ import annotations
 
+import logging.handlers  # noqa: F401  # each worker needs it
 import signal
 from multiprocessing import current_process, util
 

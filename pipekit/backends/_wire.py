@@ -32,10 +32,14 @@ class Say(IntEnum):
     CREDIT = 2  # one more frame of results may be sent; count: results that it should hold
     END = 3  # the end of the input
     STOP = 4  # nobody wants the results: stop
+    ASK = 9  # say what you are doing; count: 1 for the item and the traceback, too
+    LOGGED = 10  # count: log records that were handled
     # worker to parent
     NEXT = 5  # sequence: frames finished so far; count: items now taken for good; body: PROGRESS
     DONE = 6  # finished or stopped; sequence: frames finished; count: items read of the next one
     FAILED = 7  # as DONE; body: the failure
+    STATE = 11  # body: what it is doing, the answer to ASK
+    LOG = 12  # body: a log record
     # both ways
     FRAME = 8  # count, sequence: of the frame; body: its payload
 

@@ -1,7 +1,7 @@
 """Workers that are processes of this machine: for Python code that computes.
 
     parent                                                     worker process
-    channel ── _ProcessWorker (hub thread) ══ socket ══ receiver thread ── main thread: run_task
+    channel ── _ProcessWorker (hub thread) ══ socket ══ receiver thread ── main thread: WorkerLoop
 
 Each worker has a socket pair of its own and shares no queue, lock or semaphore with anybody: when it dies, however it
 dies, its end of the pair closes, and nobody else is held up.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import selectors
 import signal
 import socket
@@ -35,12 +36,14 @@ from pipekit._errors import (
 )
 from pipekit._frame import Frame, Pickled, part_repr, to_part
 from pipekit._pickling import encode_by_value
+from pipekit._stats import Doing, WorkerState
 from pipekit._task import Task
 from pipekit._worker import Outcome, describe
 from pipekit.backends import _child
-from pipekit.backends._base import Backend, Executor, Inbox, Outbox, Report, Worker
+from pipekit.backends._base import Answer, Backend, Executor, Inbox, Outbox, Report, Worker
 from pipekit.backends._hub import Hub
 from pipekit.backends._launch import close_in_forks, exit_sentinel, start_process
+from pipekit.backends._logs import LogReceiver, log_levels
 from pipekit.backends._wire import PROGRESS, Message, MessageReader, Say, unpack_failure
 
 StartMethod: TypeAlias = Literal["forkserver", "spawn", "fork"]
@@ -112,6 +115,7 @@ class _ProcessExecutor(Executor):
     def __init__(self, method: StartMethod) -> None:
         self._context = multiprocessing.get_context(method)
         self._hub = Hub(self._on_error)
+        self._logs = LogReceiver()
         self._workers: list[_ProcessWorker] = []
 
     def open(
@@ -121,13 +125,13 @@ class _ProcessExecutor(Executor):
         ours, theirs = socket.socketpair()
         close_in_forks(ours)
         try:
-            process = start_process(self._context, name, _child.main, (theirs, stage, name))
+            process = start_process(self._context, name, _child.main, (theirs, stage, name, log_levels()))
         except BaseException:
             ours.close()
             raise
         finally:
             theirs.close()
-        worker = _ProcessWorker(process, ours, self._hub, stage, name, inbox, outbox, report)
+        worker = _ProcessWorker(process, ours, self._hub, self._logs, stage, name, inbox, outbox, report)
         worker.send(Message(Say.TASK, body=task))
         worker.flush()
         self._workers.append(worker)
@@ -140,6 +144,7 @@ class _ProcessExecutor(Executor):
 
     def close(self) -> None:
         self._hub.close()
+        self._logs.close()
         for worker in self._workers:
             worker.close()
 
@@ -157,6 +162,7 @@ class _ProcessWorker(Worker):
         process: Any,
         ours: socket.socket,
         hub: Hub,
+        logs: LogReceiver,
         stage: str,
         name: str,
         inbox: Inbox | None,
@@ -169,6 +175,7 @@ class _ProcessWorker(Worker):
         self._pid = process.pid
         self._socket = ours
         self._hub = hub
+        self._logs = logs
         self._stage = stage
         self._name = name
         self._inbox = inbox
@@ -180,6 +187,7 @@ class _ProcessWorker(Worker):
         self._lent: deque[Frame] = deque()  # frames at the worker, not finished; kept to name or give back their items
         self._lent_items = 0  # items that the inbox counts as lent
         self._frames_finished = 0
+        self._asked: deque[Answer] = deque()  # who waits for its answers to ASK
         self._reported = False
         self._killed = False
         self._gone = threading.Event()
@@ -202,6 +210,9 @@ class _ProcessWorker(Worker):
         if self._hub.is_running:
             return self._gone.wait(timeout)
         return self._gone.is_set() or bool(connection.wait([self._sentinel], timeout))
+
+    def inquire(self, answer: Answer, *, detail: bool) -> None:
+        self._hub.call(partial(self._ask, answer, detail))
 
     def close(self) -> None:
         """Release what is left; the hub has ended."""
@@ -275,10 +286,25 @@ class _ProcessWorker(Worker):
             self._on_put(self._outbox.put(self._writer, frame))
         elif message.kind is Say.NEXT:
             self._on_next(message)
+        elif message.kind is Say.LOG:
+            self._logs.put(bytes(message.body), self._logged)
+        elif message.kind is Say.STATE:
+            self._asked.popleft()(pickle.loads(message.body))
         elif message.kind is Say.DONE:
             self._end(Outcome(), message)
         elif message.kind is Say.FAILED:
             self._end(Outcome(unpack_failure(message.body)), message)
+
+    def _logged(self) -> None:
+        """A log record was handled; called from the thread that did it."""
+        self._hub.call(partial(self.send, Message(Say.LOGGED, 1)))
+
+    def _ask(self, answer: Answer, detail: bool) -> None:
+        if self._reported:
+            answer(WorkerState(self._stage, self._name, Doing.ENDED))
+        else:
+            self._asked.append(answer)
+            self.send(Message(Say.ASK, int(detail)))
 
     def _on_put(self, answer: Frame | Signal | None) -> None:
         if answer is Signal.OK:

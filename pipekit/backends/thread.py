@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from pipekit._channel import BlockingReader, BlockingWriter
 from pipekit._task import Task
-from pipekit._worker import Flusher, run_task
-from pipekit.backends._base import Backend, Executor, Inbox, Outbox, Report, Worker
+from pipekit._worker import Flusher, WorkerLoop
+from pipekit.backends._base import Answer, Backend, Executor, Inbox, Outbox, Report, Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,9 @@ class _ThreadWorker(Worker):
     def __init__(
         self, task: Task, name: str, inbox: Inbox | None, outbox: Outbox, report: Report, flusher: Flusher
     ) -> None:
-        self._task = task
-        self._name = name
-        self._reader = None if inbox is None else BlockingReader(inbox)
-        self._writer = BlockingWriter(outbox, pickled=task.encode)
+        reader = None if inbox is None else BlockingReader(inbox)
+        self._loop = WorkerLoop(task, name, reader, BlockingWriter(outbox, pickled=task.encode), flusher)
         self._report = report
-        self._flusher = flusher
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -71,5 +68,8 @@ class _ThreadWorker(Worker):
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
+    def inquire(self, answer: Answer, *, detail: bool) -> None:
+        answer(self._loop.state(detail=detail))
+
     def _run(self) -> None:
-        self._report(run_task(self._task, self._name, self._reader, self._writer, self._flusher))
+        self._report(self._loop.run())

@@ -1,0 +1,135 @@
+"""Seeing that a run stands still, and saying what each of its workers is doing."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain, groupby
+from queue import Empty, SimpleQueue
+from time import monotonic
+
+from pipekit._channel import BlockingReader, Channel, Sleeper
+from pipekit._edge import Signal
+from pipekit._errors import OptionError, Stalled
+from pipekit._frame import Frame
+from pipekit._stats import Doing, WorkerState
+from pipekit.backends._base import Worker
+
+#: A run has stalled when it looks the same this many times in a row, in looks spread over the time that it is given.
+LOOKS = 4
+#: Seconds that workers get to say what they are doing.
+ANSWER_SECONDS = 0.5
+#: Workers of a stage that a message shows one by one.
+WORKERS_SHOWN = 3
+
+
+def check_stall_timeout(seconds: object) -> None:
+    """Raise OptionError unless it is None or a number of seconds above 0."""
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if seconds is not None and not (is_number and 0 < seconds < math.inf):  # type: ignore[operator]  # a number
+        raise OptionError(f"stall_timeout={seconds!r} cannot work: it must be a number of seconds above 0, or None")
+
+
+class Watch:
+    """The workers and channels of a run, to be looked at.
+
+    names: stage and worker, for each of the workers.
+    """
+
+    def __init__(
+        self, names: Sequence[tuple[str, str]], workers: Sequence[Worker], channels: Sequence[Channel]
+    ) -> None:
+        self._names = names
+        self._workers = workers
+        self._channels = channels
+
+    def positions(self) -> list[object]:
+        """Numbers and states of which one changes whenever something moves."""
+        workers = [(state.doing, state.read, state.results) for state in self.states(detail=False)]
+        return [*(channel.counts() for channel in self._channels), *workers]
+
+    def states(self, *, detail: bool) -> list[WorkerState]:
+        """What each worker is doing; those who do not answer in time are `Doing.UNKNOWN`."""
+        answers: SimpleQueue[tuple[int, WorkerState | None]] = SimpleQueue()
+
+        def ask() -> None:
+            for index, worker in enumerate(self._workers):
+                worker.inquire(partial(_put, answers, index), detail=detail)
+
+        if detail:  # calls the `repr` of items: code of the user, which may not return
+            threading.Thread(target=ask, name="pipekit-inquiry", daemon=True).start()
+        else:
+            ask()
+        states = [WorkerState(stage, worker, Doing.UNKNOWN) for stage, worker in self._names]
+        deadline = monotonic() + ANSWER_SECONDS
+        for _ in self._workers:
+            try:
+                index, state = answers.get(timeout=max(0.0, deadline - monotonic()))
+            except Empty:
+                break
+            states[index] = state or states[index]
+        return states
+
+
+def _put(answers: SimpleQueue[tuple[int, WorkerState | None]], index: int, state: WorkerState | None) -> None:
+    answers.put((index, state))
+
+
+class PatientReader(BlockingReader):
+    """The consumer's reading end; raises Stalled when nothing has moved for `seconds` while it waited."""
+
+    def __init__(self, channel: Channel, watch: Watch, seconds: float) -> None:
+        super().__init__(channel)
+        self._watch = watch
+        self._seconds = seconds
+
+    def _wait(self, sleeper: Sleeper) -> Frame | Signal:
+        # Looks are counted, not seconds: a program that was stopped for an hour has not stalled for one.
+        positions: list[object] = []
+        same = 0
+        while (answer := sleeper.nap(self._seconds / LOOKS)) is None:
+            before, positions = positions, self._watch.positions()
+            same = same + 1 if positions == before else 0
+            if same == LOOKS:
+                states = self._watch.states(detail=True)
+                raise Stalled(_message(self._seconds, states), states)
+        return answer
+
+
+def _message(seconds: float, states: Sequence[WorkerState]) -> str:
+    stages = [_stage_lines(stage, list(group)) for stage, group in groupby(states, _stage)]
+    return "\n".join([_STALLED.format(seconds), *chain.from_iterable(stages), _ADVICE])
+
+
+def _stage(state: WorkerState) -> str:
+    return state.stage
+
+
+def _stage_lines(stage: str, states: Sequence[WorkerState]) -> Iterator[str]:
+    counts = Counter(state.doing for state in states)
+    yield f"  {stage}: " + ", ".join(f"{count} {_IN_WORDS[doing]}" for doing, count in counts.items())
+    for state in [state for state in states if state.doing is Doing.WORKING][:WORKERS_SHOWN]:
+        item = "" if state.item is None else f" on the item {state.item}"
+        yield f"    {state.worker}: for {state.seconds:.1f} s{item}{_innermost(state.traceback)}"
+
+
+def _innermost(traceback: str) -> str:
+    calls = [line.strip() for line in traceback.splitlines() if line.startswith('  File "')]
+    return f", {calls[-1]}" if calls else ""
+
+
+_STALLED = (
+    "nothing has moved for {:g} s although the results were waited for; the run is stopped. "
+    "What its workers were doing:"
+)
+_ADVICE = (
+    "Usually a call without a timeout: to the network, for a lock, of a program. "
+    "If an item may take that long, allow more: results(stall_timeout=...)"
+)
+_IN_WORDS = {
+    **{doing: doing.value for doing in Doing},
+    Doing.UNKNOWN: "not answering (stopped by a signal, or in native code that keeps the GIL)",
+}
