@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from itertools import chain
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Never, Self, TypeVar
 
+from pipekit._errors import PipekitError
 from pipekit._run import PATIENCE, Run
 from pipekit._stats import RunStats
 
 T = TypeVar("T")
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Generic
 
     class _Chain(Iterator[T], Generic[T]):
@@ -23,6 +24,51 @@ if TYPE_CHECKING:
 
 else:
     _Chain = chain
+
+
+class _OneReader:
+    """The frames of a run, for one thread at a time; two are a mistake that both are told of.
+
+    `chain` is not made for two: it may drop a frame, and after an exception of this iterator it is at its end. So the
+    error is raised by a frame, and every later frame raises it too.
+    """
+
+    def __init__(self, run: Run, stall_timeout: float | None) -> None:
+        self._run = run
+        self._frames = run.frames(stall_timeout)
+        self._reading = threading.Lock()
+        self._misused = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Iterator[object]:
+        if not self._reading.acquire(blocking=False):
+            self._misused = True
+            return _TwoReaders()
+        try:
+            frame = None if self._misused else next(self._frames, None)
+            if self._misused:
+                self._run.stop()
+                return _TwoReaders()
+        finally:
+            self._reading.release()
+        if frame is None:
+            raise StopIteration
+        return frame
+
+
+class _TwoReaders:
+    """Raises at every step; a generator would only at its first."""
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Never:
+        raise PipekitError(
+            "two threads read the same results at the same time: let one thread read and pass them on, "
+            "or give each a run of its own by calling results() twice"
+        )
 
 
 class Results(_Chain[T]):
@@ -39,7 +85,7 @@ class Results(_Chain[T]):
 
     @classmethod
     def _of(cls, run: Run, stall_timeout: float | None) -> Self:
-        results = cls.from_iterable(run.frames(stall_timeout))  # type: ignore[attr-defined]  # see _Chain
+        results = cls.from_iterable(_OneReader(run, stall_timeout))  # type: ignore[attr-defined]  # see _Chain
         results._run = run
         return results  # type: ignore[no-any-return]
 
