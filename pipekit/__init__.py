@@ -19,6 +19,7 @@ from pipekit._errors import StartError as StartError
 from pipekit._errors import TaskException as TaskException
 from pipekit._errors import WorkerDied as WorkerDied
 from pipekit._graph import Options as Options
+from pipekit._inline import run_inline as run_inline
 from pipekit._pipeline import NoInput as NoInput
 from pipekit._pipeline import Pipeline as Pipeline
 from pipekit._plan import Plan as Plan
@@ -65,6 +66,7 @@ __all__ = [
     "WorkerDied",
     "WorkerState",
     "map_stage",
+    "run_inline",
     "stage",
 ]
 

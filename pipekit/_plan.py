@@ -78,15 +78,13 @@ def compile_plan(nodes: Sequence[Node]) -> Plan:
         SignatureError: the first stage needs an input, or another cannot take one.
         BackendUnavailable, NotPicklable: a stage cannot run where it asks to.
     """
-    _check_first(nodes[0])
-    for node in nodes[1:]:
-        node.check_arguments(inputs=1)
+    check_chain(nodes)
     backends = [resolve_backend(node.options.backend) for node in nodes]
     leaves_pickled = [reader.remote and not writer.remote for writer, reader in pairwise(backends)]
     stages = []
     for index, (node, backend) in enumerate(zip(nodes, backends, strict=True)):
         encode = backend.remote or (index < len(leaves_pickled) and leaves_pickled[index])
-        prepared = backend.prepare(_task(node, has_input=index > 0, encode=encode))
+        prepared = backend.prepare(make_task(node, has_input=index > 0, encode=encode))
         source = index - 1 if index > 0 else None
         stages.append(PlannedStage(node.name, node.options.workers, backend, prepared, source, index))
     writers = [node.options.workers for node in nodes]
@@ -94,6 +92,13 @@ def compile_plan(nodes: Sequence[Node]) -> Plan:
     edges = [_edge(*edge) for edge in zip(_sizes(nodes), writers, readers, strict=True)]
     first = nodes[0].function
     return Plan(tuple(stages), tuple(edges), first if isinstance(first, OneShot) else None)
+
+
+def check_chain(nodes: Sequence[Node]) -> None:
+    """Raise SignatureError unless each stage can be called in its place."""
+    _check_first(nodes[0])
+    for node in nodes[1:]:
+        node.check_arguments(inputs=1)
 
 
 def _check_first(node: Node) -> None:
@@ -113,7 +118,8 @@ def _sizes(nodes: Sequence[Node]) -> list[int | None]:
     return sizes
 
 
-def _task(node: Node, *, has_input: bool, encode: bool) -> Task:
+def make_task(node: Node, *, has_input: bool, encode: bool) -> Task:
+    """What the workers of a node are asked to do."""
     return Task(node.name, node.kind, node.function, node.args, node.kwargs, has_input, encode, node.skip_errors)
 
 

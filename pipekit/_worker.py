@@ -2,7 +2,7 @@
 
 A worker knows its task, the end that it reads and the end that it writes; no pipeline, no plan, no backend.
 
-    reader ── frames ──> _Input ── items ──> the stage's function ── results ──> _Output ── frames ──> writer
+    reader ── frames ──> Input ── items ──> the stage's function ── results ──> _Output ── frames ──> writer
 
 Items pass through `chain`, `map`, `islice` and `list.extend`: the loop is per frame, not per item.
 """
@@ -33,6 +33,7 @@ WRITER_SECONDS = 0.001
 HOLD = 0.005
 #: Seconds that the flusher's thread gets to finish what it is doing; nothing of it takes long.
 STOP_SECONDS = 1.0
+_PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def _started(target: Callable[[], None]) -> threading.Thread | None:
     return thread
 
 
-class _Activity:
+class Activity:
     """What a worker is doing; written by the worker, read by whoever asks."""
 
     __slots__ = ("now", "released", "thread")
@@ -140,7 +141,7 @@ class _Activity:
 class _Output:
     """Collects a worker's results into frames."""
 
-    def __init__(self, writer: Writer, flusher: Flusher, activity: _Activity) -> None:
+    def __init__(self, writer: Writer, flusher: Flusher, activity: Activity) -> None:
         self._writer = writer
         self._flusher = flusher
         self._activity = activity
@@ -224,10 +225,10 @@ class _Output:
             return self._earlier + len(self._parts)
 
 
-class _Input:
+class Input:
     """The items that a stage's function reads; remembers where it stands, for messages and for giving back."""
 
-    def __init__(self, reader: Reader, writer: Writer, activity: _Activity, before_waiting: Callable[[], None]) -> None:
+    def __init__(self, reader: Reader, writer: Writer, activity: Activity, before_waiting: Callable[[], None]) -> None:
         self.ended = False
         self.error: CannotTravel | None = None
         self._reader = reader
@@ -315,9 +316,9 @@ class WorkerLoop:
     def __init__(self, task: Task, worker: str, reader: Reader | None, writer: Writer, flusher: Flusher) -> None:
         self._task = task
         self._worker = worker
-        self._activity = activity = _Activity()
+        self._activity = activity = Activity()
         self._output = _Output(writer, flusher, activity)
-        self._input = None if reader is None else _Input(reader, writer, activity, self._output.flush_before_waiting)
+        self._input = None if reader is None else Input(reader, writer, activity, self._output.flush_before_waiting)
 
     def run(self) -> Outcome:
         """Run the task to its end. Raises nothing: what goes wrong is in the outcome."""
@@ -351,18 +352,18 @@ class WorkerLoop:
         task, results = self._task, cast("Iterator[object]", iter(()))
         try:
             try:
-                results = _start(task, self._input)
+                results = call_function(task, self._input)
                 parts = map(_to_part, results) if task.encode else results
                 while self._output.pump(parts):
                     pass
-                _check_read_to_end(task, self._input)
+                check_read_to_end(task, self._input)
             except BaseException:
                 if not self._activity.released:
                     with suppress(Released):
                         self._output.flush()  # what was finished before is handed on
                 raise
             finally:
-                _close(results)
+                close_generator(results)
         except BaseException as error:
             if self._activity.released and _says_released(error):
                 return None
@@ -388,7 +389,8 @@ def _where(thread: int) -> str:
     return "".join(traceback.format_list(stack[ours[-1] + 1 :] if ours else stack))
 
 
-def _start(task: Task, source: _Input | None) -> Iterator[object]:
+def call_function(task: Task, source: Input | None) -> Iterator[object]:
+    """The results of the stage's function, called with the items of `source`."""
     if task.kind is Kind.MAP:
         assert source is not None  # the compiler lets no map stage come first
         if task.skip_errors:
@@ -417,7 +419,8 @@ def _map_good(task: Task, items: Iterator[object]) -> Iterator[object]:
         yield result
 
 
-def _check_read_to_end(task: Task, source: _Input | None) -> None:
+def check_read_to_end(task: Task, source: Input | None) -> None:
+    """Raise what the function has hidden: it has given all its results, but an item was lost on the way."""
     if source is None:
         return
     if source.error is not None:  # the function caught it and went on: still an item lost
@@ -433,7 +436,7 @@ def _to_part(result: object) -> object:
         raise CannotTravel(f"could not pickle its result {short_repr(result)}", error) from error
 
 
-def _close(results: Iterator[object]) -> None:
+def close_generator(results: Iterator[object]) -> None:
     """Run the `finally` blocks of a generator not read to its end. (A file has `close` too: it is the caller's.)"""
     if isinstance(results, Generator):
         results.close()
@@ -459,8 +462,8 @@ def describe(error: BaseException, stage: str, worker: str, item: str | None, di
 
 
 def _user_part(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback from the first frame that is not this module's."""
+    """The traceback from the first frame that is not pipekit's."""
     start = trace
-    while start is not None and start.tb_frame.f_code.co_filename == __file__:
+    while start is not None and start.tb_frame.f_code.co_filename.startswith(_PACKAGE):
         start = start.tb_next
     return start or trace

@@ -40,6 +40,7 @@ ORDER = [
     "pipekit._results",
     "pipekit._pipeline",
     "pipekit._stage",
+    "pipekit._inline",
     "pipekit.backends._hub",
     "pipekit.backends._wire",
     "pipekit.backends._logs",
