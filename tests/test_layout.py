@@ -50,6 +50,10 @@ ORDER = [
     "pipekit.backends.thread",
     "pipekit.backends.process",
     "pipekit",
+    "pipekit.testing._faults",
+    "pipekit.testing._recorder",
+    "pipekit.testing._checks",
+    "pipekit.testing",
     "pipekit._demo",
     "pipekit.__main__",
 ]

@@ -1,0 +1,166 @@
+"""The contract's checks pass on our backends, and fail on those that break it."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from pipekit import StartError, map_stage
+from pipekit.backends import (
+    Backend,
+    BlockingReader,
+    BlockingWriter,
+    Executor,
+    Flusher,
+    Inbox,
+    Outbox,
+    Report,
+    Task,
+    Worker,
+    WorkerLoop,
+)
+from pipekit.testing import CHECKS, Check, CheckFailed, Faults, FaultyBackend, check_backend
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=repr)
+def test_our_backends_keep_the_contract(check: Check, backend: str) -> None:
+    check(backend)
+
+
+class BrokenBackend(Backend):
+    """Threads that do one thing wrong."""
+
+    name = "broken"
+    remote = False
+
+    def __init__(self, *, loses: bool = False, reports: int = 1, forgets_to_report: bool = False) -> None:
+        self.loses = loses
+        self.reports = 0 if forgets_to_report else reports
+
+    def prepare(self, task: Task) -> Task:
+        return task
+
+    def executor(self) -> Executor:
+        return BrokenExecutor(self)
+
+
+class BrokenExecutor(Executor):
+    def __init__(self, backend: BrokenBackend) -> None:
+        self.backend = backend
+        self.flusher = Flusher()
+        self.threads: list[threading.Thread] = []
+
+    def open(self, prepared: Any, name: str, inbox: Inbox | None, outbox: Outbox, report: Report) -> Worker:
+        reader = None if inbox is None else BlockingReader(inbox)
+        writer = LosingWriter(outbox, pickled=False) if self.backend.loses else BlockingWriter(outbox, pickled=False)
+        loop = WorkerLoop(prepared, name, reader, writer, self.flusher)
+
+        def run() -> None:
+            outcome = loop.run()
+            for _ in range(self.backend.reports):
+                report(outcome)
+
+        self.threads.append(threading.Thread(target=run, daemon=True))
+        return BrokenWorker(self.threads[-1])
+
+    def start(self) -> None:
+        for thread in self.threads:
+            thread.start()
+
+    def close(self) -> None:
+        self.flusher.stop()
+
+
+class BrokenWorker(Worker):
+    def __init__(self, thread: threading.Thread) -> None:
+        self.thread = thread
+
+    def abort(self) -> None:
+        pass
+
+    def kill(self) -> None:
+        pass
+
+    def join(self, timeout: float) -> bool:
+        if self.thread.ident is not None:
+            self.thread.join(timeout)
+        return not self.thread.is_alive()
+
+
+class LosingWriter(BlockingWriter):
+    def put(self, parts: list[object]) -> None:
+        super().put(parts[:-1] or parts)
+
+
+def named(name: str) -> Check:
+    return next(check for check in CHECKS if check.name == name)
+
+
+@pytest.mark.parametrize(
+    ("broken", "name", "says"),
+    [
+        (BrokenBackend(loses=True), "every_item_once", "every item comes out exactly once"),
+        (BrokenBackend(reports=2), "keeps_the_rules", "reported its end 2 times"),
+    ],
+)
+def test_a_broken_backend_fails_the_check_of_the_promise_that_it_breaks(broken: Backend, name: str, says: str) -> None:
+    with pytest.raises(CheckFailed, match=says):
+        named(name)(broken)
+
+
+def test_a_check_that_hangs_fails_and_shows_where_the_threads_are() -> None:
+    results: list[Any] = []
+    check = Check("hangs", "it ends", lambda backend: _hang(backend, results))
+    with pytest.raises(CheckFailed, match=r"hangs; after 0.5 s the threads are here:\n[\s\S]*in _hang"):
+        check(BrokenBackend(forgets_to_report=True), timeout=0.5)
+    results[0].close()
+
+
+def _hang(backend: Backend, opened: list[Any]) -> None:
+    results = (range(3) | map_stage(backend=backend)(same)).results()
+    opened.append(results)
+    for _ in results:
+        pass
+
+
+def test_check_backend_names_every_promise_that_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(backend: Backend) -> None:
+        raise ValueError
+
+    checks = (named("few_items"), Check("first", "the first holds", broken), Check("second", "the second", broken))
+    monkeypatch.setattr("pipekit.testing._checks.CHECKS", checks)
+    with pytest.raises(ExceptionGroup, match="2 of 3 promises are not kept by the backend 'thread'") as caught:
+        check_backend("thread")
+    assert [str(error)[:22] for error in caught.value.exceptions] == [
+        "first: the first holds",
+        "second: the second (Va",
+    ]
+
+
+def test_check_backend_is_silent_about_a_backend_that_keeps_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipekit.testing._checks.CHECKS", CHECKS[:3])
+    check_backend("thread")
+
+
+def test_the_nth_start_that_fails_stops_those_already_started(backend: str) -> None:
+    faulty = FaultyBackend(backend, Faults(fail_start=2))
+    with pytest.raises(StartError, match='"same-2" could not be started .*Resource temporarily unavailable'):
+        (range(3) | map_stage(workers=4, backend=faulty)(same)).results()
+
+
+def same(number: int) -> int:
+    return number
+
+
+LATE = [Faults(at_start=0.05), Faults(before_put=0.001), Faults(before_end=0.05), Faults(0.02, 0.001, 0.02)]
+
+
+@pytest.mark.parametrize("faults", LATE, ids=str)
+@pytest.mark.parametrize("qsize", [0, 1, None])
+def test_late_workers_lose_and_double_nothing(faults: Faults, qsize: int | None, backend_pair: tuple[str, str]) -> None:
+    first, second = backend_pair
+    late = map_stage(workers=2, qsize=qsize, backend=FaultyBackend(first, faults))(same)
+    pipe = range(50) | late | map_stage(workers=2, qsize=qsize, backend=second)(same) | late
+    assert sorted(pipe.results()) == list(range(50))
