@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pipekit._errors import BackendUnavailable as BackendUnavailable
@@ -33,6 +34,7 @@ from pipekit._stats import StageStats as StageStats
 from pipekit._stats import WorkerState as WorkerState
 
 if TYPE_CHECKING:
+    from pipekit._logs import WorkerNames as WorkerNames
     from pipekit.backends.process import ProcessBackend as ProcessBackend
     from pipekit.backends.thread import ThreadBackend as ThreadBackend
 
@@ -64,6 +66,7 @@ __all__ = [
     "TaskException",
     "ThreadBackend",
     "WorkerDied",
+    "WorkerNames",
     "WorkerState",
     "map_stage",
     "run_inline",
@@ -76,14 +79,16 @@ for _name in __all__:  # the name that users import is the one that messages sho
 del _name
 
 
+# What imports much, by the module that has it: loaded when first asked for. A pipeline on threads never imports
+# multiprocessing.
+_LATER = {
+    "ProcessBackend": "pipekit.backends.process",
+    "ThreadBackend": "pipekit.backends.thread",
+    "WorkerNames": "pipekit._logs",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """The backends, imported when first asked for: a pipeline on threads never imports multiprocessing."""
-    if name == "ProcessBackend":
-        from pipekit.backends.process import ProcessBackend
-
-        return ProcessBackend
-    if name == "ThreadBackend":
-        from pipekit.backends.thread import ThreadBackend
-
-        return ThreadBackend
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)

@@ -33,6 +33,7 @@ WRITER_SECONDS = 0.001
 HOLD = 0.005
 #: Seconds that the flusher's thread gets to finish what it is doing; nothing of it takes long.
 STOP_SECONDS = 1.0
+_this_thread = threading.local()
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
@@ -323,6 +324,7 @@ class WorkerLoop:
     def run(self) -> Outcome:
         """Run the task to its end. Raises nothing: what goes wrong is in the outcome."""
         self._activity.thread = threading.get_ident()
+        _this_thread.names = (self._task.stage, self._worker)
         self._activity.begin(Doing.WORKING)
         try:
             failure = self._attempt()
@@ -369,6 +371,11 @@ class WorkerLoop:
                 return None
             return describe(error, task.stage, self._worker, None if self._input is None else self._input.last_item())
         return None
+
+
+def names_of_this_thread() -> tuple[str, str] | None:
+    """Stage and worker, in a thread that is one."""
+    return getattr(_this_thread, "names", None)
 
 
 def _says_released(error: BaseException) -> bool:

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import eventually
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import pipekit
 from pipekit import ItemNotPicklable, Stage, TaskException, map_stage, stage
@@ -256,41 +254,3 @@ def test_an_argument_that_cannot_be_pickled_is_an_error_at_the_start_that_names_
     with pytest.raises(pipekit.NotPicklable, match="stage 'locked' .* its argument 1 is <unlocked") as caught:
         (range(3) | Stage(locked, threading.Lock())).results()
     assert 'backend="thread"' in str(caught.value)
-
-
-BACKEND = st.sampled_from(["thread", "process"])
-STAGE = st.tuples(
-    st.sampled_from(["same", "double", "odd", "twice", "head"]),
-    st.integers(1, 3),
-    st.sampled_from([None, 0, 1, 2, 5]),
-    BACKEND,
-)
-
-
-def _twice(numbers: Iterable[int]) -> Iterator[int]:
-    for number in numbers:
-        yield number
-        yield number
-
-
-FUNCTIONS: dict[str, Any] = {
-    "same": lambda numbers: numbers,
-    "double": lambda numbers: (2 * number for number in numbers),
-    "odd": lambda numbers: (number for number in numbers if number % 2),
-    "twice": _twice,
-    "head": lambda numbers: (number for number, _ in zip(numbers, range(10**6), strict=False)),
-}
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(stages=st.lists(STAGE, min_size=1, max_size=4), count=st.sampled_from([0, 1, 5, 200]))
-def test_any_pipeline_means_what_the_same_functions_mean_one_after_the_other(
-    stages: list[tuple[str, int, int | None, str]], count: int
-) -> None:
-    expected: Iterable[int] = range(count)
-    pipe: Any = None
-    for name, workers, qsize, backend in stages:
-        expected = list(FUNCTIONS[name](iter(expected)))
-        one: Any = stage(workers=workers, qsize=qsize, backend=backend)(FUNCTIONS[name])
-        pipe = (range(count) if pipe is None else pipe) | one
-    assert sorted(pipe.results()) == sorted(expected)
