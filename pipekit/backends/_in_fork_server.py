@@ -3,20 +3,58 @@
 A terminal sends Ctrl-C to every process. The fork server restores the handler of SIGINT in its children, long before a
 worker gets to say that it ignores it: blocked, the signal finds it ignored. A child that is no worker of pipekit (the
 program may use the same fork server for its own) gets the signal let in here, before its own code runs.
+
+The fork server also outlives the program by a moment, if it has children: a worker sees the end of the program on its
+socket, and gets a second for its `finally` blocks. One that cannot see it, since native code keeps the GIL or a signal
+has stopped it, is killed by the kernel when the fork server ends (Linux; elsewhere it ends when it can).
 """
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import logging.handlers  # noqa: F401  # each worker needs it
+import os
 import signal
-from multiprocessing import current_process, util
+import sys
+from multiprocessing import current_process, forkserver, util
+from time import monotonic, sleep
+from typing import Any
 
 from pipekit.backends import _child
 
+#: Seconds that workers get, longer than `_child.ORPHAN_GRACE`.
+LINGER = 1.5
+#: From <linux/prctl.h>: send me this signal when my parent dies.
+PR_SET_PDEATHSIG = 1
+_server = os.getpid()
 
-def _let_interrupts_in(_: object) -> None:
+
+def _after_fork(_: object) -> None:
     if getattr(current_process(), "_target", None) is not _child.main:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    elif sys.platform == "linux":
+        _end_with_fork_server()
 
 
-util.register_after_fork(_let_interrupts_in, _let_interrupts_in)
+def _end_with_fork_server() -> None:
+    server: Any = forkserver._forkserver
+    os.close(server._forkserver_alive_fd)  # children are given a copy, which keeps the fork server alive
+    server._forkserver_alive_fd = None
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != _server:  # it has ended already
+        os._exit(1)
+
+
+def _wait_for_children() -> None:
+    deadline = monotonic() + LINGER
+    while os.getpid() == _server and monotonic() < deadline:
+        try:
+            os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:  # none is left
+            return
+        sleep(0.02)
+
+
+util.register_after_fork(_after_fork, _after_fork)
+atexit.register(_wait_for_children)
