@@ -139,12 +139,18 @@ class TaskException(PipekitError):  # the seed library's name
         others: records of the failures that came after it.
     """
 
+    _advice = (
+        "to look into it: run_inline(pipeline) runs the same code in your thread, where a debugger works; "
+        "to go on after bad items: `except` in the function, or map_stage(filter_errors=True)"
+    )
+
     def __init__(self, failure: Failure, others: Sequence[Failure] = ()) -> None:
         super().__init__(self._summary(failure, others))
         self.failure = failure
         self.others = tuple(others)
         if failure.item is not None and not issubclass(failure.kind, WorkerDied):  # its message has the items
             self.add_note(f'worker "{failure.worker}" (pid {failure.pid}) had last read the item {failure.item}')
+        self.add_note(self._advice)
 
     @staticmethod
     def _summary(failure: Failure, others: Sequence[Failure]) -> str:
@@ -171,12 +177,21 @@ class TaskException(PipekitError):  # the seed library's name
 class ItemNotPicklable(TaskException):
     """An item or result cannot be pickled, or not unpickled on the other side."""
 
+    _advice = (
+        "what goes to or from a process must pickle: hand on a path, a key or plain data instead, give its class a "
+        '__reduce__, or run the stages on both sides with backend="thread"'
+    )
+
 
 class WorkerDied(TaskException):
     """A worker process ended before it had reported its end: killed, crashed, or left by `os._exit`.
 
     `item` names the items that it had in hand: they may or may not have had their effect.
     """
+
+    _advice = (
+        "the items in hand may have had their effect or not: make it repeatable, or look before you run them again"
+    )
 
 
 def short_repr(value: object, length: int = REPR_LENGTH) -> str:

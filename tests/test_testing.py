@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,10 +25,25 @@ from pipekit.backends import (
 )
 from pipekit.testing import CHECKS, Check, CheckFailed, Faults, FaultyBackend, check_backend
 
+EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
+
 
 @pytest.mark.parametrize("check", CHECKS, ids=repr)
 def test_our_backends_keep_the_contract(check: Check, backend: str) -> None:
     check(backend)
+
+
+@pytest.fixture(scope="module")
+def documented_backend() -> Backend:
+    """The one that docs/writing-a-backend.md shows."""
+    backend = runpy.run_path(str(EXAMPLES / "own_backend.py"), run_name="__main__")["counting"]
+    assert isinstance(backend, Backend)
+    return backend
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=repr)
+def test_the_backend_of_the_documentation_keeps_the_contract(check: Check, documented_backend: Backend) -> None:
+    check(documented_backend)
 
 
 class BrokenBackend(Backend):

@@ -29,4 +29,4 @@ except WorkerDied as error:
 # 1
 # 2
 # The worker "check-0" died: killed by signal 9 (SIGKILL, usually the out-of-memory killer: check the
-# memory that the workers need). It had 1 item in hand: 3
+# memory that its items need, or use fewer workers). It had 1 item in hand: 3

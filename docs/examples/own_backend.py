@@ -8,6 +8,7 @@ from typing import Any
 
 from pipekit import map_stage, stage
 from pipekit.backends import (
+    Answer,
     Backend,
     BlockingReader,
     BlockingWriter,
@@ -53,7 +54,7 @@ class CountingExecutor(Executor):
             self._counts[name] += writer.count
             report(outcome)  # exactly once
 
-        worker = CountingWorker(threading.Thread(target=run, name=name, daemon=True))
+        worker = CountingWorker(threading.Thread(target=run, name=name, daemon=True), loop)
         self._workers.append(worker)
         return worker
 
@@ -66,8 +67,9 @@ class CountingExecutor(Executor):
 
 
 class CountingWorker(Worker):
-    def __init__(self, thread: threading.Thread) -> None:
+    def __init__(self, thread: threading.Thread, loop: WorkerLoop) -> None:
         self.thread = thread
+        self.loop = loop
 
     def abort(self) -> None:
         """Its channels are cancelled already: it stops at its next read or write."""
@@ -79,6 +81,9 @@ class CountingWorker(Worker):
         if self.thread.ident is not None:  # it was started
             self.thread.join(timeout)
         return not self.thread.is_alive()
+
+    def inquire(self, answer: Answer, *, detail: bool) -> None:
+        answer(self.loop.state(detail=detail))
 
 
 class CountingWriter(BlockingWriter):

@@ -6,6 +6,7 @@ noticed while the stage's function is busy.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import pickle
 import signal
@@ -46,6 +47,9 @@ def main(connection: socket.socket, stage: str, worker: str, levels: Levels | No
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "register_at_fork"):  # a process forked by the stage must not keep the connection open
         os.register_at_fork(after_in_child=connection.close)
+        os.register_at_fork(after_in_child=faulthandler.disable)
+    if not faulthandler.is_enabled():  # where native code crashes, its stack is the last that the parent hears
+        faulthandler.enable(connection.fileno(), all_threads=False)
     if hasattr(signal, "pthread_sigmask"):  # not on Windows
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if isinstance(sys.stdout, TextIOWrapper):  # what was printed arrives, also if this process is killed

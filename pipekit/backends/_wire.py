@@ -44,6 +44,9 @@ class Say(IntEnum):
     FRAME = 8  # count, sequence: of the frame; body: its payload
 
 
+_KINDS = frozenset(Say)
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     kind: Say
@@ -61,9 +64,12 @@ class MessageReader:
     """Turns received bytes into messages: receive into `buffer()`, then tell `received(n)`.
 
     Small messages are cut out of a chunk; a large body is received into its final place.
+
+    last_words: what came instead of a message. A worker that crashes writes its stack there (see `_child.main`).
     """
 
     def __init__(self) -> None:
+        self.last_words = bytearray()
         self._chunk = bytearray(CHUNK)
         self._pending = bytearray()  # received, less than a message
         self._head: tuple[int, int, int] | None = None  # of the large message whose body is being received
@@ -78,6 +84,9 @@ class MessageReader:
 
     def received(self, size: int) -> list[Message]:
         """The messages that are complete now that `size` more bytes are in the buffer."""
+        if self.last_words:
+            self.last_words += memoryview(self._chunk)[:size]
+            return []
         if self._head is None:
             self._pending += memoryview(self._chunk)[:size]
             return self._cut()
@@ -94,6 +103,10 @@ class MessageReader:
         pending, start = self._pending, 0
         while len(pending) - start >= HEADER.size:
             kind, count, sequence, length = HEADER.unpack_from(pending, start)
+            if kind not in _KINDS:
+                self.last_words += pending[start:]
+                start = len(pending)
+                break
             first = start + HEADER.size
             if len(pending) - first < length:
                 if length > CHUNK:

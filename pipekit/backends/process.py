@@ -25,6 +25,7 @@ from itertools import islice
 from multiprocessing import connection
 from typing import Any, Literal, TypeAlias, TypeVar
 
+from pipekit import _worker
 from pipekit._edge import Signal
 from pipekit._errors import (
     BackendUnavailable,
@@ -397,11 +398,15 @@ class _ProcessWorker(Worker):
             kind=WorkerDied,
             type_name="WorkerDied",
             message=f'The worker "{self._name}" died: {_exit_status(self._process.exitcode)}. {self._in_hand(items)}',
-            traceback="",
+            traceback=self._last_words(),
             item=", ".join(items) or None,
             pid=self._pid,
             exception=None,
         )
+
+    def _last_words(self) -> str:
+        """Where native code crashed: Python's stack, without pipekit's part of it."""
+        return self._messages.last_words.decode(errors="replace").partition(f'  File "{_worker.__file__}"')[0]
 
     def _in_hand(self, shown: list[str]) -> str:
         count = sum(frame.count for frame in self._lent)
@@ -457,14 +462,17 @@ def _exit_status(status: int | None) -> str:
     if status == FORK_SERVER_LOST:
         return "it exited with status 255, or the fork server, which knows the status, was killed"
     if status >= 0:
-        return f"it exited with status {status} before it had finished (os._exit, or native code that gave up)"
+        return f"it exited with status {status} before it had finished: its code called os._exit, or native code did so"
     try:
         name = signal.Signals(-status).name
     except ValueError:
         name = "unknown"
-    cause = {
-        "SIGKILL": ", usually the out-of-memory killer: check the memory that the workers need",
-        "SIGSEGV": ", a crash in native code",
-        "SIGABRT": ", native code that gave up",
-    }.get(name, "")
-    return f"killed by signal {-status} ({name}{cause})"
+    return f"killed by signal {-status} ({name}{_CAUSES.get(name, '')})"
+
+
+_CRASH = ", a crash in native code: its stack is above"
+_CAUSES = {
+    "SIGKILL": ", usually the out-of-memory killer: check the memory that its items need, or use fewer workers",
+    "SIGTERM": ", somebody asked it to end",
+    **dict.fromkeys(("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL"), _CRASH),
+}
