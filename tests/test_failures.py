@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import signal
@@ -9,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +264,34 @@ def _import_missing() -> Any:
     import no_such_module  # type: ignore[import-not-found]
 
     return no_such_module
+
+
+def test_where_native_code_crashed_is_in_the_error() -> None:
+    with pytest.raises(WorkerDied, match=r"killed by signal 11 \(SIGSEGV, a crash in native code") as caught:
+        list(([1, 0] | map_stage(_read_address)).results())
+    stack = str(caught.value.__cause__)
+    assert "Fatal Python error: Segmentation fault" in stack
+    assert "in _read_address" in stack
+    assert "pipekit" not in stack.partition("in _read_address")[2]
+
+
+def _read_address(address: int) -> int:
+    return len(ctypes.string_at(address)) if address == 0 else address
+
+
+def test_a_process_that_a_stage_forks_may_crash_without_a_word(tmp_path: Path) -> None:
+    """It has not the connection, and must not write into what has its number now."""
+
+    def forks(number: int) -> int:
+        child = os.fork()
+        if child == 0:
+            with (tmp_path / "file").open("wb") as file:
+                os.dup2(file.fileno(), 50)
+                for descriptor in range(3, 50):  # one of them was the connection
+                    with suppress(OSError):
+                        os.dup2(50, descriptor)
+                _read_address(0)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    assert list(([1] | map_stage(forks)).results()) == [-signal.SIGSEGV]
+    assert (tmp_path / "file").read_bytes() == b""

@@ -12,6 +12,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,60 @@ def test_results_closed_by_another_thread_are_an_error_for_who_reads_them(backen
         next(results)
     release.set()
     closer.join()
+
+
+def test_two_threads_that_read_the_same_results_are_both_told_so(backend: str) -> None:
+    release = threading.Event()
+
+    def one_item() -> Iterator[int]:
+        release.wait(60)
+        yield 1
+
+    results = (one_item() | map_stage(backend=backend)(lambda number: number)).results()
+    errors: list[str] = []
+
+    def read() -> None:
+        try:
+            list(results)
+        except PipekitError as error:
+            errors.append(str(error))
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    eventually(lambda: len(errors) == 2)  # the third waits for the item
+    release.set()
+    for reader in readers:
+        reader.join()
+    assert [error.partition(":")[0] for error in errors] == ["two threads read the same results at the same time"] * 3
+
+
+def test_threads_that_take_turns_may_read_the_same_results(backend: str) -> None:
+    results = (range(100) | map_stage(qsize=1, backend=backend)(lambda number: number)).results()
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        seen = [pool.submit(next, results).result() for _ in range(50) for pool in (one, other)]
+    assert seen == list(range(100))
+    assert list(results) == []
+
+
+def test_a_pipeline_inside_a_stage_that_is_left_does_not_look_complete(backend: str, tmp_path: Path) -> None:
+    """What a stage does behind a loop over its own pipeline must not happen with half of the items."""
+    started, done = tmp_path / "started", tmp_path / "done"
+
+    def nested(numbers: Iterable[int]) -> Iterator[int]:
+        for result in (numbers | map_stage(backend="thread")(lambda number: number)).results():
+            started.touch()
+            yield result
+        done.touch()
+
+    def endless() -> Iterator[int]:
+        while True:
+            yield 1
+
+    results = (endless() | stage(backend=backend)(nested)).results()
+    next(results)
+    results.close()
+    assert (started.exists(), done.exists()) == (True, False)
 
 
 def test_a_stage_that_closes_the_results_of_its_own_run_leaves_nothing() -> None:
