@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from pipekit._errors import short_repr
 from pipekit._pickling import PROTOCOL, decode, encode
+from pipekit._shown import MOST_BYTES, shown, size_shown
 
 
 class Payload(Protocol):
@@ -52,6 +53,13 @@ class Pickled:
     def open(self) -> tuple[list[Any], Callable[[Any], object] | None]:
         mixed, parts = pickle.loads(self.body)
         return parts, _from_part if mixed else None
+
+    def shown(self, most: int) -> list[str]:
+        """The first items as text, at most so many, without running code of theirs; of a large body, its size."""
+        if len(self.body) > 2 * MOST_BYTES:
+            return [size_shown(self.body)]
+        _, parts = pickle.loads(self.body)  # holds plain values and bytes
+        return [shown(part[0]) if type(part) is tuple else short_repr(part) for part in parts[:most]]
 
     def rest(self, consumed: int) -> Pickled:
         return Pickled.pack(pickle.loads(self.body)[1][consumed:])

@@ -56,19 +56,12 @@ KILLED_FROM_OUTSIDE = ("sigkill", "sigstop-sigkill")
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong, once. Says first, in the file `said`, in which process and when.
-
-    home: the process of the test. What ends a process does not end that one: pipekit makes the `repr` of a dead
-        worker's items there, and so runs the reconstructor that killed the worker.
-    """
+    """Something that goes wrong, once. Says first, in the file `said`, in which process and when."""
 
     how: str
     said: Path
-    home: int
 
     def strike(self) -> None:
-        if os.getpid() == self.home and self.how not in RAISED:
-            return
         draft = self.said.with_name(f"draft-{os.getpid()}")
         draft.write_text(f"{os.getpid()} {time.monotonic()}")
         draft.replace(self.said)

@@ -23,6 +23,7 @@ PACKAGE = ROOT / "pipekit"
 ORDER = [
     "pipekit._errors",
     "pipekit._pickling",
+    "pipekit._shown",
     "pipekit._frame",
     "pipekit._edge",
     "pipekit._task",

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from multiprocessing import connection
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 from pipekit import _worker
 from pipekit._edge import Signal
@@ -35,7 +35,7 @@ from pipekit._errors import (
     WorkerDied,
     short_repr,
 )
-from pipekit._frame import Frame, Pickled, part_repr, to_part
+from pipekit._frame import Frame, Pickled, to_part
 from pipekit._pickling import encode_by_value
 from pipekit._stats import Doing, WorkerState
 from pipekit._task import Task
@@ -52,15 +52,12 @@ StartMethod: TypeAlias = Literal["forkserver", "spawn", "fork"]
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 #: Buffers that one system call sends (POSIX allows at least 16).
 MAX_BUFFERS = 16
-#: Items of a dead worker that its error shows, and the seconds that their `repr` may take together.
+#: Items of a dead worker that its error shows.
 ITEMS_SHOWN = 3
-REPR_SECONDS = 0.5
 #: Seconds that a process which is about to end gets for it.
 EXIT_SECONDS = 1.0
 #: The exit status that multiprocessing gives when it cannot learn it.
 FORK_SERVER_LOST = 255
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,7 +388,7 @@ class _ProcessWorker(Worker):
             self._report(outcome)
 
     def _death(self) -> Failure:
-        items = _within(REPR_SECONDS, self._item_reprs) or []
+        items = self._items_shown()
         return Failure(
             stage=self._stage,
             worker=self._name,
@@ -412,15 +409,18 @@ class _ProcessWorker(Worker):
         count = sum(frame.count for frame in self._lent)
         if count == 0:
             return "It had no items in hand"
-        more = f" and {count - len(shown)} more" if count > len(shown) else ""
-        return f"It had {count} item{'s' if count > 1 else ''} in hand: {', '.join(shown) or 'not shown'}{more}"
+        all_items = f"It had {count} item{'s' if count > 1 else ''} in hand"
+        if not shown:
+            return all_items
+        return f"{all_items}: {', '.join(shown)}{f' and {count - len(shown)} more' if count > len(shown) else ''}"
 
-    def _item_reprs(self) -> list[str]:
-        reprs: list[str] = []
+    def _items_shown(self) -> list[str]:
+        """The first of the items in hand. Their own code is not run: it might be what the worker has died of."""
+        texts: list[str] = []
         for frame in self._lent:
-            parts, decode_part = frame.open()
-            reprs.extend(part_repr(part, decode_part) for part in parts[: ITEMS_SHOWN - len(reprs)])
-        return reprs
+            if isinstance(frame.payload, Pickled) and len(texts) < ITEMS_SHOWN:
+                texts += frame.payload.shown(ITEMS_SHOWN - len(texts))
+        return texts
 
 
 class _Waiter:
@@ -441,18 +441,6 @@ def _body(frame: Frame) -> bytes | bytearray:
     parts, decode_part = frame.open()
     items = parts if decode_part is None else map(decode_part, parts)
     return Pickled.pack([to_part(item) for item in items]).body
-
-
-def _within(seconds: float, function: Callable[[], T]) -> T | None:
-    """What `function` returns, None if that takes longer: it calls code of the user's items."""
-    returned: list[T] = []
-    thread = threading.Thread(target=lambda: returned.append(function()), name="pipekit-repr", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # no more threads to be had
-        return None
-    thread.join(seconds)
-    return returned[0] if returned else None
 
 
 def _exit_status(status: int | None) -> str:
