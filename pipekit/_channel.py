@@ -7,7 +7,7 @@ for code that owns a thread: the workers of the thread backend, and the consumer
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import TypeVar, cast
 
@@ -75,19 +75,18 @@ class Channel:
     def _do(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with self._lock:
             answer = step(*args, **kwargs)
-            # Always another list, also when this one is empty: a later call of another thread fills the edge's.
-            wakeups, self._edge.wakeups = self._edge.wakeups, []
-        if wakeups:
-            _deliver(iter(wakeups))
+        if self._edge.wakeups:
+            self._deliver()
         return answer
 
-
-def _deliver(wakeups: Iterator[tuple[Waiter, Frame | Signal]]) -> None:
-    try:
-        for waiter, answer in wakeups:
-            waiter.wake(answer)
-    finally:  # interrupted by Ctrl-C: nobody else knows of those that are left
-        for waiter, answer in wakeups:
+    def _deliver(self) -> None:
+        """Tell those who are to be told. Who is interrupted here (Ctrl-C) leaves the others to the next call."""
+        wakeups = self._edge.wakeups
+        while True:
+            try:
+                waiter, answer = wakeups.popleft()
+            except IndexError:  # also where another thread was faster
+                return
             waiter.wake(answer)
 
 

@@ -61,7 +61,7 @@ class Edge:
     """State machine of the queue between the workers of one stage and those of the next."""
 
     def __init__(self, limits: Limits, writers: int, readers: int) -> None:
-        self.wakeups: list[tuple[Waiter, Frame | Signal]] = []
+        self.wakeups: deque[tuple[Waiter, Frame | Signal]] = deque()
         self.entered = 0  # items let in
         self.queued = 0  # items in `_frames`
         self._limits = limits

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from types import TracebackType
+
+import pytest
 
 from pipekit._channel import Channel, Sleeper
-from pipekit._edge import Edge, Limits, Signal, Waiter
+from pipekit._edge import Edge, Limits, Signal
 from pipekit._frame import Frame
 
 
@@ -18,25 +19,40 @@ class Telling:
         self.answers.append(answer)
 
 
-def test_a_call_delivers_its_own_wakeups_and_no_later_ones() -> None:
+def test_who_is_interrupted_while_it_tells_leaves_the_others_to_the_next_call() -> None:
+    channel = Channel(Edge(Limits(room=10, frame_limit=10), writers=1, readers=2))
+
+    class Interrupted:
+        def wake(self, answer: Frame | Signal) -> None:
+            raise KeyboardInterrupt
+
+    told = Telling()
+    for waiter in (Interrupted(), told):
+        channel.get(waiter)
+    with pytest.raises(KeyboardInterrupt):
+        channel.cancel()
+    assert told.answers == []
+    channel.cancel()
+    assert told.answers == [Signal.CANCELLED]
+
+
+def test_calls_of_many_threads_tell_each_waiter_once() -> None:
     """Found by running the suite on a loaded machine: a sleeper was woken twice."""
-    edge = Edge(Limits(room=10, frame_limit=10), writers=1, readers=1)
-    channel = Channel(edge)
-    waiter: Waiter = Telling()
+    channel = Channel(Edge(Limits(room=None, frame_limit=10), writers=1, readers=1))
+    told = [Telling() for _ in range(2000)]
+    for waiter in told:
+        channel.get(waiter)
 
-    class LockThatLetsAnotherCallIn:
-        def __enter__(self) -> None:
-            pass
+    def put() -> None:
+        for number in range(500):
+            channel.put(Telling(), Frame(number, 1, ["a"]))
 
-        def __exit__(
-            self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-        ) -> None:
-            edge.wakeups.append((waiter, Signal.OK))
-
-    channel._lock = LockThatLetsAnotherCallIn()  # type: ignore[assignment]
-    channel.measured(1, 0.0)
-    assert isinstance(waiter, Telling)
-    assert waiter.answers == []
+    threads = [threading.Thread(target=put) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {len(waiter.answers) for waiter in told} == {1}
 
 
 def test_wakeups_are_delivered_outside_the_lock() -> None:

@@ -22,7 +22,8 @@ def edge(room: int | None = 2, frame_limit: int = 8, writers: int = 1, readers: 
 
 
 def wakeups(machine: Edge) -> list[tuple[object, Frame | Signal]]:
-    told, machine.wakeups = machine.wakeups, []
+    told = list(machine.wakeups)
+    machine.wakeups.clear()
     return list(told)
 
 
