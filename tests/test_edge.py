@@ -22,9 +22,9 @@ def edge(room: int | None = 2, frame_limit: int = 8, writers: int = 1, readers: 
 
 
 def wakeups(machine: Edge) -> list[tuple[object, Frame | Signal]]:
-    told = list(machine.wakeups)
+    told: list[tuple[object, Frame | Signal]] = list(machine.wakeups)
     machine.wakeups.clear()
-    return list(told)
+    return told
 
 
 def test_a_frame_comes_out_as_it_went_in() -> None:
