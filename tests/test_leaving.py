@@ -5,10 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import os
-import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -16,11 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from conftest import eventually, workers_alive
 
-from pipekit import PipekitError, Results, map_stage, stage
+from pipekit import PipekitError, Results, TaskException, map_stage, stage
 
 #: Seconds that leaving may take, by promise; everything else in a test takes far less.
 PROMISED = 2.0
@@ -55,12 +50,43 @@ def _never_started(results: Results[int]) -> None:
     results.close()
 
 
+def _never_read(results: Results[int]) -> None:
+    """Its caller drops them, too."""
+
+
+def _through_a_generator(results: Results[int]) -> None:
+    reading = (number for number in results)
+    next(reading)
+    reading.close()
+
+
+def _through_islice(results: Results[int]) -> None:
+    assert len(list(itertools.islice(results, 3))) == 3
+
+
+def _in_another_thread(results: Results[int]) -> None:
+    reader = threading.Thread(target=_break, args=(results,))
+    reader.start()
+    reader.join()
+
+
 def _close_twice(results: Results[int]) -> None:
     results.close()
     results.close()
 
 
-LEAVE = [_break, _close, _with, _exception, _never_started, _close_twice]
+LEAVE = [
+    _break,
+    _close,
+    _with,
+    _exception,
+    _never_started,
+    _never_read,
+    _through_a_generator,
+    _through_islice,
+    _in_another_thread,
+    _close_twice,
+]
 
 
 @pytest.mark.parametrize("leave", LEAVE)
@@ -72,6 +98,7 @@ def test_leaving_takes_less_than_promised(backend_pair: tuple[str, str], leave: 
     leave(results)
     del results
     assert time.monotonic() - started < PROMISED
+    assert workers_alive() == []
 
 
 def test_dropping_the_results_ends_the_run(backend: str) -> None:
@@ -190,6 +217,54 @@ def test_a_pipeline_runs_in_a_thread_that_is_not_the_main_one(backend: str) -> N
     assert sums == [4950]
 
 
+def test_results_made_in_one_thread_are_read_in_another(backend_pair: tuple[str, str]) -> None:
+    first, second = backend_pair
+    made: list[Results[int]] = []
+    sums: list[int] = []
+
+    def make() -> None:
+        pipe = range(100) | map_stage(workers=2, backend=first)(lambda number: number)
+        made.append((pipe | map_stage(backend=second)(lambda number: number)).results())
+
+    for target in (make, lambda: sums.append(sum(made[0]))):
+        thread = threading.Thread(target=target)
+        thread.start()
+        thread.join()
+    assert sums == [4950]
+    assert made[0].stats().state == "stopped"
+
+
+def test_a_failure_is_raised_in_the_thread_that_reads(backend: str) -> None:
+    results = (range(3) | map_stage(backend=backend)(lambda number: 1 // (number - 2))).results()
+    raised: list[BaseException | None] = []
+    reader = threading.Thread(target=lambda: raised.append(_error_of(results)))
+    reader.start()
+    reader.join()
+    assert isinstance(raised[0], TaskException)
+
+
+def _error_of(results: Results[int]) -> BaseException | None:
+    try:
+        list(results)
+    except BaseException as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("leave", [_never_started, _never_read, _with])
+def test_leaving_a_run_that_has_failed_raises_nothing(backend: str, leave: Any) -> None:
+    results = _failed(backend)
+    leave(results)
+    del results
+    assert workers_alive() == []
+
+
+def _failed(backend: str) -> Results[int]:
+    results = (range(3) | map_stage(backend=backend)(lambda number: 1 // (number - 2))).results()
+    eventually(lambda: results.stats().state == "stopping")
+    return results
+
+
 def test_many_runs_of_a_pipeline_at_once(backend: str) -> None:
     pipe = range(200) | map_stage(workers=2, backend=backend)(lambda number: number)
     running = [pipe.results() for _ in range(8)]
@@ -299,104 +374,3 @@ def test_leaving_ends_the_pipelines_inside_the_workers(backend: str) -> None:
 
     _close(([1] | stage(backend=backend)(endless_inner)).results())
     eventually(lambda: workers_alive() == [])
-
-
-def test_two_hundred_short_runs_leave_nothing(backend: str) -> None:
-    def fail(number: int) -> int:
-        return 1 // (number - 2)
-
-    good: Any = range(3) | map_stage(backend=backend)(lambda number: number)
-    bad: Any = range(5) | map_stage(backend=backend)(fail)
-    for _ in range(70):
-        assert sorted(good.results()) == [0, 1, 2]
-        with pytest.raises(Exception, match="ZeroDivisionError"):
-            list(bad.results())
-        _break(endless(backend).results())
-    descriptors = len(os.listdir("/proc/self/fd"))
-    assert descriptors < 40
-
-
-# -- programs of their own, in sessions of their own
-
-PROGRAM = """
-import itertools, os, sys, time
-from pipekit import map_stage, stage
-
-def busy(number):
-    os.write(1, b"%d\\n" % os.getpid())  # in one piece: two workers write
-    time.sleep(60)
-
-pipe = itertools.count() | map_stage(workers=2)(lambda n: n) | map_stage(workers=2)(busy)
-"""
-
-
-def _program(body: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PROGRAM) + textwrap.dedent(body)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def _two_workers(program: subprocess.Popen[str]) -> list[psutil.Process]:
-    assert program.stdout is not None
-    return [psutil.Process(int(program.stdout.readline())) for _ in range(2)]
-
-
-def _all_gone(processes: list[psutil.Process]) -> bool:
-    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
-
-
-def test_results_suspended_at_interpreter_exit_are_left_cleanly() -> None:
-    program = _program(
-        "results = iter((itertools.count() | map_stage(workers=2)(lambda n: n)).results())\nnext(results)"
-    )
-    out, err = program.communicate(timeout=30)
-    assert (program.returncode, out, err) == (0, "", "")
-
-
-def test_sys_exit_in_the_loop_keeps_its_status() -> None:
-    program = _program("for _ in (itertools.count() | map_stage(workers=2)(lambda n: n)).results(): sys.exit(7)")
-    out, err = program.communicate(timeout=30)
-    assert (program.returncode, out, err) == (7, "", "")
-
-
-def test_ctrl_c_ends_the_program_with_one_traceback_while_all_workers_are_busy() -> None:
-    program = _program("list(pipe.results())")
-    workers = _two_workers(program)
-    started = time.monotonic()
-    os.killpg(program.pid, signal.SIGINT)
-    _, err = program.communicate(timeout=30)
-    assert time.monotonic() - started < PROMISED + 3  # the bound is for the run; the interpreter ends after it
-    assert program.returncode == -signal.SIGINT
-    assert err.count("Traceback") == 1
-    assert err.rstrip().endswith("KeyboardInterrupt")
-    eventually(lambda: _all_gone(workers))
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_workers_do_not_outlive_a_parent_that_is_killed(how: signal.Signals) -> None:
-    program = _program("list(pipe.results())")
-    workers = _two_workers(program)
-    os.kill(program.pid, how)
-    program.communicate(timeout=30)
-    eventually(lambda: _all_gone(workers))
-
-
-def test_a_run_that_succeeds_or_whose_error_is_handled_prints_nothing() -> None:
-    program = _program(
-        """
-        from pipekit import TaskException, Stage
-        assert sorted((range(5) | map_stage(workers=2)(lambda n: n)).results()) == [0, 1, 2, 3, 4]
-        for bad in (lambda n: 1 // 0, lambda n: os._exit(3), lambda n: sys.exit(1)):
-            try:
-                list((range(5) | map_stage(workers=2)(bad)).results())
-            except TaskException:
-                continue
-            raise AssertionError
-        """
-    )
-    out, err = program.communicate(timeout=30)
-    assert (program.returncode, out, err) == (0, "", "")
