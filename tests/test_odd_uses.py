@@ -282,6 +282,19 @@ def test_results_that_cannot_be_pickled_however_they_refuse_are_a_named_error(ki
         list((range(3) | map_stage(lambda number: make())).results())
 
 
+def test_a_keyboard_interrupt_while_a_result_is_unpickled_stops_the_run() -> None:
+    interrupting = Unpicklable(lambda: (_raising(KeyboardInterrupt), ()))
+
+    def endless(_: Iterable[int]) -> Iterator[Any]:
+        yield interrupting
+        yield from itertools.count()
+
+    results = ([0] | stage(endless)).results()
+    with pytest.raises(KeyboardInterrupt):
+        next(results)
+    assert results.stats().state == "stopped"
+
+
 # -- odd exceptions
 
 
