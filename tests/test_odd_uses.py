@@ -283,10 +283,8 @@ def test_results_that_cannot_be_pickled_however_they_refuse_are_a_named_error(ki
 
 
 def test_a_keyboard_interrupt_while_a_result_is_unpickled_stops_the_run() -> None:
-    interrupting = Unpicklable(lambda: (_raising(KeyboardInterrupt), ()))
-
     def endless(_: Iterable[int]) -> Iterator[Any]:
-        yield interrupting
+        yield Unpicklable(lambda: (_raising(KeyboardInterrupt), ()))
         yield from itertools.count()
 
     results = ([0] | stage(endless)).results()
@@ -1030,13 +1028,15 @@ def test_threads_that_cannot_be_started_are_an_error_and_leave_nothing(backend: 
             backend, ERRORS = {backend!r}, StartError
             small()
             STACK = 1 << 30
-            threading.stack_size(STACK)
             hard = resource.getrlimit(resource.RLIMIT_AS)[1]
             def lower(number):
                 with open("/proc/self/statm") as file:
                     used = int(file.read().split()[0]) * resource.getpagesize()
+                threading.stack_size(STACK + (number << 20))  # larger than any that the C library has kept
                 resource.setrlimit(resource.RLIMIT_AS, (used + number * STACK + STACK // 2, hard))
-            lift = lambda: resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+            def lift():
+                resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+                threading.stack_size(0)
             sweep(range(12))
             """
         ),
