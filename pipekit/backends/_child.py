@@ -149,6 +149,11 @@ class _Link:
                 messages = self._receive()
         except (EOFError, OSError):
             self._orphaned()
+        except BaseException as error:  # no memory for what comes next, say: nothing can be received any more
+            failure = describe(error, self._stage, self._worker, None, did="could not receive its input:")
+            with suppress(Released):
+                self.finish(Outcome(failure))
+            self._orphaned()
 
     def _handle(self, message: Message) -> None:
         if message.kind is Say.FRAME or message.kind is Say.END:
