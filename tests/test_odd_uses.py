@@ -898,11 +898,12 @@ def test_a_warning_is_shown_once_by_each_process_worker() -> None:
 
 
 FORK_UNSAFE = """
-import _imp, faulthandler, importlib, io, json, logging, os, sys, threading, time
+import _imp, faulthandler, importlib, json, logging, os, sys, threading, time
 from pipekit import map_stage
 
 faulthandler.dump_traceback_later(40, exit=True)
 logging.basicConfig()
+sys.setswitchinterval(0.0002)  # two of the threads never wait
 result, sys.stdout = sys.stdout, open(os.pipe()[1], "w")  # nobody reads: whoever writes much waits, and holds its lock
 held = threading.Barrier(4)
 done = threading.Event()
