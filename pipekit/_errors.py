@@ -123,7 +123,8 @@ class Failure:
             error.__cause__ = RemoteTraceback(self.traceback) if self.traceback else None
             return error
         if self.remote:
-            cause.__cause__ = RemoteTraceback(self.traceback)
+            # Past its own `__setattr__`: that of a frozen dataclass refuses.
+            BaseException.__setattr__(cause, "__cause__", RemoteTraceback(self.traceback))
         error.__cause__ = cause
         return error
 

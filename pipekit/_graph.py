@@ -120,6 +120,11 @@ def check_callable(function: object) -> None:
     if not callable(function):
         hint = f"; for {function} workers write workers={function}" if isinstance(function, int) else ""
         raise SignatureError(f"a stage is made of a function, {short_repr(function)} is not callable{hint}")
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise SignatureError(
+            f"{short_repr(function)} is async, and a stage calls plain functions: "
+            "write one that calls asyncio.run, or one that blocks, on threads"
+        )
 
 
 def stage_name(function: Callable[..., Any]) -> str:

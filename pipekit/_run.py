@@ -85,13 +85,13 @@ class Run:
             raise
 
     def _open(self, index: int, stage: PlannedStage, name: str) -> Worker:
-        if stage.backend not in self._executors:
-            self._executors[stage.backend] = stage.backend.executor()
         inbox = None if stage.input is None else self._channels[stage.input]
         outbox = self._channels[stage.output]
         self._names.append((stage.name, name))
         report = partial(self._report, index)
         try:
+            if stage.backend not in self._executors:
+                self._executors[stage.backend] = stage.backend.executor()
             return self._executors[stage.backend].open(stage.prepared, name, inbox, outbox, report)
         except PipekitError:
             raise
@@ -191,6 +191,7 @@ class Run:
             try:
                 items.append(decode(part))
             except KeyboardInterrupt:
+                self.stop()
                 raise
             except BaseException as error:
                 self._fail_to_open(error)

@@ -16,7 +16,7 @@ from conftest import workers_alive
 from pipekit import Doing, OptionError, Stage, Stalled, map_stage, stage
 
 #: Seconds; long enough for workers to start, also where two cores have much to do.
-SHORT = 0.5
+SHORT = 1.0
 #: Seconds that a call in a stage takes; no test waits for it.
 LONG = 1000.0
 
@@ -58,7 +58,7 @@ def test_a_worker_in_a_call_without_end_is_named_with_its_item_and_place() -> No
 
 def test_the_message_says_it_stage_by_stage() -> None:
     lines = str(stall(range(10) | map_stage(qsize=1)(stuck_at_three))).splitlines()
-    assert lines[0].startswith("nothing has moved for 0.5 s although the results were waited for")
+    assert lines[0].startswith("nothing has moved for 1 s although the results were waited for")
     assert lines[1:3] == ["  source: 1 waiting to hand on", "  stuck_at_three: 1 in user code"]
     assert "s on the item 3, File " in lines[3]
     assert lines[3].endswith("in stuck_at_three")

@@ -60,6 +60,9 @@ def main(connection: socket.socket, stage: str, worker: str, levels: Levels | No
         task = link.first()
     except (EOFError, OSError):  # the parent has gone, or was interrupted while it started this worker
         return
+    except RuntimeError as error:  # no more threads to be had
+        link.finish(Outcome(describe(error, stage, worker, None, did="could not be started:")))
+        return
     flusher = Flusher()
     outcome = _run(link, task, stage, worker, flusher)
     flusher.stop()
@@ -149,10 +152,12 @@ class _Link:
                 messages = self._receive()
         except (EOFError, OSError):
             self._orphaned()
-        except BaseException as error:  # no memory for what comes next, say: nothing can be received any more
-            failure = describe(error, self._stage, self._worker, None, did="could not receive its input:")
-            with suppress(Released):
-                self.finish(Outcome(failure))
+        except BaseException as error:  # no memory for an item, say: without a receiver, the stage would wait for ever
+            failure = describe(error, self._stage, self._worker, None, did="could not receive an item:")
+            with self._sending:
+                with suppress(Released):
+                    self.finish(Outcome(failure))
+                self._hang_up()  # these were the last words
             self._orphaned()
 
     def _handle(self, message: Message) -> None:
@@ -182,9 +187,14 @@ class _Link:
 
     def _orphaned(self) -> None:
         """The parent is gone, or has given this worker up: stop the stage, then end, whatever it does."""
+        self._hang_up()  # a stage that ends now must not report that it has finished
         self._stop()
         sleep(ORPHAN_GRACE)  # this thread is a daemon: a process that ends by itself does not wait for it
         os._exit(1)
+
+    def _hang_up(self) -> None:
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Allowance:

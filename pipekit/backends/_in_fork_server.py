@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import errno
 import logging.handlers  # noqa: F401  # each worker needs it
 import os
 import signal
@@ -28,6 +29,7 @@ LINGER = 1.5
 #: From <linux/prctl.h>: send me this signal when my parent dies.
 PR_SET_PDEATHSIG = 1
 _server = os.getpid()
+_fork = os.fork
 
 
 def _after_fork(_: object) -> None:
@@ -46,6 +48,26 @@ def _end_with_fork_server() -> None:
         os._exit(1)
 
 
+def _fork_or_refuse() -> int:
+    """Fork. Where the system has no more processes, refuse the request: else the server, and all workers, would end.
+
+    Undocumented, therefore tested on every Python version: the descriptors of the request are local variables of the
+    server's main loop, and ECONNABORTED is the error after which it goes on.
+    """
+    try:
+        pid = _fork()
+    except OSError as error:
+        request = sys._getframe(1).f_locals
+        if "child_w" not in request:
+            raise
+        for descriptor in (request["child_r"], request["child_w"], *request["fds"]):
+            os.close(descriptor)
+        raise ConnectionAbortedError(errno.ECONNABORTED, "no process could be forked") from error
+    if pid == 0:
+        os.fork = _fork  # a worker, whose stage may fork
+    return pid
+
+
 def _wait_for_children() -> None:
     deadline = monotonic() + LINGER
     while os.getpid() == _server and monotonic() < deadline:
@@ -58,3 +80,4 @@ def _wait_for_children() -> None:
 
 util.register_after_fork(_after_fork, _after_fork)
 atexit.register(_wait_for_children)
+os.fork = _fork_or_refuse

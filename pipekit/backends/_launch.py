@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import context as multiprocessing_context
 from multiprocessing import process as multiprocessing_process
-from multiprocessing import resource_tracker, spawn
+from multiprocessing import resource_tracker, spawn, util
 from time import sleep
 from typing import Any
 from weakref import WeakSet
@@ -26,6 +26,10 @@ if sys.platform != "win32":
 #: How often, and after how many seconds, a start that the fork server refused is tried again.
 RETRIES = 20
 RETRY_SECONDS = 0.05
+#: Descriptors that multiprocessing has open at once at most, while it starts a process, and the fork server before it.
+DESCRIPTORS = 16
+#: Seconds that a flush of stdout and stderr may take.
+FLUSH_SECONDS = 0.2
 _PRELOADED = ["pipekit.backends._in_fork_server", "cloudpickle"]
 _starting = threading.Lock()
 _parent_ends: WeakSet[socket.socket] = WeakSet()
@@ -34,8 +38,12 @@ _parent_ends: WeakSet[socket.socket] = WeakSet()
 def start_process(context: Any, name: str, target: Callable[..., None], args: tuple[object, ...]) -> Any:
     """Start a process of a multiprocessing context that calls `target(*args)`, and is the caller's to wait for."""
     process = context.Process(target=target, args=args, name=name)
-    with _starting, _without_main(), _without_interrupts(context):
-        _start(process)
+    with _starting, _without_main(), _without_flush(context), _without_interrupts(context):
+        _check_descriptors()
+        try:
+            _start(process)
+        except EOFError as error:
+            raise OSError("the fork server could not make a process") from error
     # multiprocessing polls its children whenever it starts another, in any thread; two that read the exit status of
     # a fork server's child at the same time may both get a wrong one. It also waits for them at exit. They are ours.
     multiprocessing_process._children.discard(process)  # type: ignore[attr-defined]
@@ -64,6 +72,47 @@ def exit_sentinel(process: Any) -> int:
         with suppress(OSError):
             return os.pidfd_open(process.pid)
     return int(process.sentinel)
+
+
+def flush_what_was_printed() -> None:
+    """Have what the program has printed come before what its workers print. Returns soon in any case: a thread that is
+    writing, and waits for whoever reads the other end of a pipe, keeps the stream's lock."""
+    flusher = threading.Thread(target=util._flush_std_streams, name="pipekit-flush", daemon=True)  # type: ignore[attr-defined]
+    with suppress(RuntimeError):  # no more threads to be had: then it comes later
+        flusher.start()
+        flusher.join(FLUSH_SECONDS)
+
+
+@contextmanager
+def _without_flush(context: Any) -> Iterator[None]:
+    """Keep multiprocessing from flushing stdout and stderr before each start: it would wait without end.
+
+    A forked process would have what is not flushed, too: there it stays as it is.
+    """
+    if context.get_start_method() == "fork":
+        yield
+        return
+    original = util._flush_std_streams  # type: ignore[attr-defined]
+    starter = threading.get_ident()
+    util._flush_std_streams = lambda: None if threading.get_ident() == starter else original()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        util._flush_std_streams = original  # type: ignore[attr-defined]
+
+
+def _check_descriptors() -> None:
+    """Raise OSError unless there are as many descriptors left as a start needs at most.
+
+    Where they run out in the middle of it, multiprocessing leaks those that it has, and its fork server ends.
+    """
+    spare: list[int] = []
+    try:
+        while len(spare) < DESCRIPTORS:
+            spare.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    finally:
+        for descriptor in spare:
+            os.close(descriptor)
 
 
 @contextmanager

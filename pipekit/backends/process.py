@@ -43,7 +43,7 @@ from pipekit._worker import Outcome, describe
 from pipekit.backends import _child
 from pipekit.backends._base import Answer, Backend, Executor, Inbox, Outbox, Report, Worker
 from pipekit.backends._hub import Hub
-from pipekit.backends._launch import close_in_forks, exit_sentinel, start_process
+from pipekit.backends._launch import close_in_forks, exit_sentinel, flush_what_was_printed, start_process
 from pipekit.backends._logs import LogReceiver, log_levels
 from pipekit.backends._wire import PROGRESS, Message, MessageReader, Say, unpack_failure
 
@@ -120,8 +120,11 @@ class _ProcessExecutor(Executor):
         self, prepared: tuple[str, bytes], name: str, inbox: Inbox | None, outbox: Outbox, report: Report
     ) -> Worker:
         stage, task = prepared
+        if not self._workers and self._context.get_start_method() != "fork":
+            flush_what_was_printed()
         ours, theirs = socket.socketpair()
         close_in_forks(ours)
+        theirs.setblocking(True)  # it is not so where the program has called socket.setdefaulttimeout
         try:
             process = start_process(self._context, name, _child.main, (theirs, stage, name, log_levels()))
         except BaseException:
