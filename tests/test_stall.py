@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
-from conftest import workers_alive
+from conftest import eventually, workers_alive
 
-from pipekit import Doing, OptionError, Stage, Stalled, map_stage, stage
+from pipekit import Doing, OptionError, Stage, Stalled, TaskException, map_stage, stage
 
-#: Seconds; long enough for workers to start, also where two cores have much to do.
-SHORT = 1.0
+#: Seconds that nothing may move. Tests wait for workers to start before they read.
+SHORT = 0.4
 #: Seconds that a call in a stage takes; no test waits for it.
 LONG = 1000.0
 
@@ -32,8 +32,11 @@ def stuck_at_three(number: int) -> int:
 
 
 def stall(pipe: Any) -> Stalled:
+    """What comes of a pipeline that gets stuck."""
+    results = pipe.results(stall_timeout=SHORT)
+    eventually(lambda: results.stats().stages[1].received > 0)  # so it has started
     with pytest.raises(Stalled) as caught:
-        list(pipe.results(stall_timeout=SHORT))
+        list(results)
     return caught.value
 
 
@@ -58,7 +61,7 @@ def test_a_worker_in_a_call_without_end_is_named_with_its_item_and_place() -> No
 
 def test_the_message_says_it_stage_by_stage() -> None:
     lines = str(stall(range(10) | map_stage(qsize=1)(stuck_at_three))).splitlines()
-    assert lines[0].startswith("nothing has moved for 1 s although the results were waited for")
+    assert lines[0].startswith("nothing has moved for 0.4 s although the results were waited for")
     assert lines[1:3] == ["  source: 1 waiting to hand on", "  stuck_at_three: 1 in user code"]
     assert "s on the item 3, File " in lines[3]
     assert lines[3].endswith("in stuck_at_three")
@@ -80,13 +83,13 @@ def test_a_thread_in_a_call_without_end_is_named_too() -> None:
 
 
 def test_a_source_that_gives_nothing_is_in_user_code(backend: str) -> None:
-    error = stall(Stage(_nothing_for_long).setup(backend="process") | map_stage(backend=backend)(same))
-    assert doing(error) == {"_nothing_for_long-0": Doing.WORKING, "same-0": Doing.READING}
+    error = stall(Stage(_one_and_no_more).setup(backend="process") | map_stage(backend=backend)(same))
+    assert doing(error) == {"_one_and_no_more-0": Doing.WORKING, "same-0": Doing.READING}
 
 
-def _nothing_for_long() -> Iterator[int]:
-    time.sleep(LONG)
+def _one_and_no_more() -> Iterator[int]:
     yield 1
+    time.sleep(LONG)
 
 
 def test_a_worker_stopped_by_a_signal_does_not_answer() -> None:
@@ -129,7 +132,9 @@ def test_an_aggregate_that_reads_for_long_has_not_stalled(backend: str) -> None:
             time.sleep(0.01)
             yield 0
 
-    assert list((slow() | stage(backend=backend)(total)).results(stall_timeout=SHORT)) == [0]
+    results = (slow() | stage(backend=backend)(total)).results(stall_timeout=SHORT)
+    eventually(lambda: results.stats().stages[1].received > 0)
+    assert list(results) == [0]
 
 
 def test_items_that_are_read_inside_a_frame_are_movement() -> None:
@@ -144,25 +149,33 @@ def test_items_that_are_read_inside_a_frame_are_movement() -> None:
                 time.sleep(3 * SHORT / 30)
         yield read
 
-    assert list((range(count) | stage(slower)).results(stall_timeout=SHORT)) == [count]
+    results = (range(count) | stage(slower)).results(stall_timeout=SHORT)
+    eventually(lambda: results.stats().stages[1].received > 0)
+    assert list(results) == [count]
 
 
 def test_time_that_the_consumer_takes_does_not_count(backend: str) -> None:
     results = (range(20) | map_stage(qsize=1, backend=backend)(same)).results(stall_timeout=SHORT)
+    eventually(lambda: results.stats().stages[1].received > 0)
     assert next(results) == 0
-    time.sleep(3 * SHORT)
+    time.sleep(2 * SHORT)
     assert list(results) == list(range(1, 20))
 
 
 def test_a_failure_is_raised_as_it_is_although_a_stall_was_watched_for(backend: str) -> None:
     pipe = range(5) | map_stage(backend=backend)(lambda number: 1 // number)
-    with pytest.raises(Exception, match="ZeroDivisionError"):
-        list(pipe.results(stall_timeout=SHORT))
+    with pytest.raises(TaskException, match="ZeroDivisionError"):
+        list(pipe.results(stall_timeout=60))
 
 
 def test_execute_takes_the_limit_too() -> None:
     with pytest.raises(Stalled):
-        (range(10) | map_stage(stuck_at_three)).execute(stall_timeout=SHORT)
+        (range(10) | map_stage(backend="thread")(stuck_for_a_while)).execute(stall_timeout=0.05)
+
+
+def stuck_for_a_while(number: int) -> int:
+    time.sleep(1)
+    return number
 
 
 def test_a_stall_can_be_pickled() -> None:
