@@ -262,6 +262,25 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(
         assert running.ends(within=AT_ONCE) == (-number, "", "")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not tell a process that its parent has died")
+@pytest.mark.parametrize("stuck", ["ctypes.PyDLL(None).sleep(600)", "os.kill(os.getpid(), signal.SIGSTOP)"])
+def test_workers_that_cannot_notice_it_do_not_outlive_a_parent_that_is_killed(stuck: str) -> None:
+    """One keeps the GIL in native code, one is stopped."""
+    body = f"""
+        import ctypes
+
+        def get_stuck(_):
+            say("worker", os.getpid())
+            {stuck}
+
+        ([1] | map_stage(get_stuck)).execute()
+        """
+    with program(body) as running:
+        running.says("worker")
+        os.kill(running.pid, signal.SIGKILL)
+        assert running.ends(within=AT_ONCE) == (-signal.SIGKILL, "", "")
+
+
 @pytest.mark.parametrize(("situation", "method"), _cases("compute-forkserver", "full-forkserver"))
 def test_a_program_that_catches_ctrl_c_goes_on_with_another_pipeline(situation: Situation, method: str) -> None:
     body = """

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Never, assert_type
 
-from pipekit import NoInput, Pipeline, ProcessBackend, Results, RunStats, Stage, ThreadBackend, map_stage, stage
+from pipekit import (
+    Doing,
+    NoInput,
+    Pipeline,
+    ProcessBackend,
+    Results,
+    RunStats,
+    Stage,
+    Stalled,
+    ThreadBackend,
+    WorkerState,
+    map_stage,
+    run_inline,
+    stage,
+)
+from pipekit.testing import CHECKS, Faults, FaultyBackend, check_backend
 
 
 @stage(workers=4, qsize=30, backend="thread")
@@ -179,3 +194,19 @@ assert_type(urls | fetch | show, Pipeline[NoInput, str])
 
 # a sink has no results
 assert_type((["a"] | write("file")).results(), Results[Never])
+
+# Time limits; and the same pipeline in this thread
+assert_type((["a"] | length).results(stall_timeout=60), Results[int])
+assert_type((["a"] | length).execute(stall_timeout=0.5), int | None)
+assert_type(run_inline(["a"] | length), Generator[int])
+assert_type(run_inline(numbers(3)), Generator[int])
+try:
+    (["a"] | length).execute()
+except Stalled as stalled:
+    assert_type(stalled.workers, tuple[WorkerState, ...])
+    assert_type(stalled.workers[0].doing, Doing)
+
+# Backends with faults take the place of backends
+add_n.setup(backend=FaultyBackend("process", Faults(before_put=0.1, fail_start=2)))
+check_backend(ProcessBackend())
+CHECKS[0](ThreadBackend(), timeout=5)

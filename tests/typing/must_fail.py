@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pipekit import NoInput, Pipeline, Stage, map_stage, stage
+from pipekit import NoInput, Pipeline, Stage, map_stage, run_inline, stage
+from pipekit.testing import Faults, FaultyBackend
 
 
 @stage
@@ -112,3 +113,12 @@ for wrong in ([1] | add_n(1)).results():
     wrong.upper()  # type: ignore[attr-defined]
 closed: Pipeline[NoInput, int] = add_n(1) | power(2)  # type: ignore[assignment]
 ordinary: Stage[str, Any] = add_n(1)  # type: ignore[assignment]
+
+# Running
+([1] | add_n(1)).results(60)  # type: ignore[call-arg]
+([1] | add_n(1)).results(stall_timeout="60")  # type: ignore[arg-type]
+run_inline(add_n(1))  # type: ignore[arg-type]
+run_inline([1])  # type: ignore[arg-type]
+inline: Iterator[str] = run_inline([1] | add_n(1))  # type: ignore[arg-type]
+Faults(before_put="a little")  # type: ignore[arg-type]
+FaultyBackend(3, Faults())  # type: ignore[arg-type]
