@@ -81,7 +81,9 @@ def test_open_pipelines_are_joined_and_fed() -> None:
 
 
 @pytest.mark.parametrize(
-    "source", [[1, 2], (1, 2), {1, 2}, {1: "a", 2: "b"}, range(1, 3), np.array([1, 2]), (i for i in (1, 2))], ids=repr
+    "source",
+    [[1, 2], (1, 2), {1, 2}, {1: "a", 2: "b"}, range(1, 3), np.array([1, 2]), (i for i in (1, 2))],
+    ids=lambda source: type(source).__name__,
 )
 def test_any_iterable_is_a_source(source: Any) -> None:
     assert sorted((source | double).results()) == [2, 4]

@@ -115,7 +115,8 @@ def _level() -> Level:
 
 
 def _is_ours(each: object) -> bool:
-    return type(each).__module__.partition(".")[0] == "pipekit"
+    module = type(each).__module__
+    return isinstance(module, str) and module.partition(".")[0] == "pipekit"  # it is none in classes of Cython
 
 
 def _fork_server() -> psutil.Process:
