@@ -115,7 +115,8 @@ def _level() -> Level:
 
 
 def _is_ours(each: object) -> bool:
-    return type(each).__module__.partition(".")[0] == "pipekit"
+    module: object = type(each).__module__
+    return isinstance(module, str) and module.partition(".")[0] == "pipekit"  # some classes have a descriptor there
 
 
 def _fork_server() -> psutil.Process:
