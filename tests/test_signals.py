@@ -125,7 +125,7 @@ class Program:
     def ends(self, within: float) -> tuple[int, str, str]:
         """Its status, and what it said and printed since; nothing of it is left."""
         began = time.monotonic()
-        status = self.popen.wait(60)
+        status = self.popen.wait(30)
         took = time.monotonic() - began
         assert took < within, f"it took {took:.1f} s"
         eventually(lambda: _alive(self.pid) == [], lambda: f"left: {_alive(self.pid)}", ORPHANED)

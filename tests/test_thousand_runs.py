@@ -115,8 +115,8 @@ def _level() -> Level:
 
 
 def _is_ours(each: object) -> bool:
-    module = type(each).__module__
-    return isinstance(module, str) and module.partition(".")[0] == "pipekit"  # it is none in classes of Cython
+    module: object = type(each).__module__
+    return isinstance(module, str) and module.partition(".")[0] == "pipekit"  # some classes have a descriptor there
 
 
 def _fork_server() -> psutil.Process:
