@@ -115,7 +115,7 @@ class Sleeper:
 
 
 class BlockingReader:
-    """A channel's reading end for one thread; a `pipekit._worker.Reader`."""
+    """A channel's reading end for one thread; a `pipekit._input.Reader`."""
 
     def __init__(self, channel: Inbox) -> None:
         self._channel = channel
@@ -162,7 +162,7 @@ class BlockingReader:
 
 
 class BlockingWriter:
-    """A channel's writing end for one thread; a `pipekit._worker.Writer`."""
+    """A channel's writing end for one thread; a `pipekit._output.Writer`."""
 
     def __init__(self, channel: Outbox, *, pickled: bool) -> None:
         self._channel = channel

@@ -7,14 +7,16 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
+from pipekit._activity import Activity
 from pipekit._errors import Failure, Released
 from pipekit._frame import Frame
 from pipekit._graph import OneShot
+from pipekit._input import Input
 from pipekit._pipeline import NoInput, Pipeline
 from pipekit._plan import check_chain, make_task
 from pipekit._stage import Stage
 from pipekit._task import Task
-from pipekit._worker import Activity, Input, call_function, check_read_to_end, close_generator, describe
+from pipekit._worker import call_function, check_read_to_end, close_generator, describe
 
 T = TypeVar("T")
 
@@ -107,7 +109,7 @@ _END = object()
 
 
 class _InlineReader:
-    """A `pipekit._worker.Reader` of the results of the stage before."""
+    """A `pipekit._input.Reader` of the results of the stage before."""
 
     def __init__(self, before: _InlineStage) -> None:
         self._before = before
@@ -126,7 +128,7 @@ class _InlineReader:
 
 
 class _NoWriter:
-    """A `pipekit._worker.Writer` that `Input` asks how long it was blocked."""
+    """A `pipekit._output.Writer` that `Input` asks how long it was blocked."""
 
     blocked = 0.0
     frame_size = 1

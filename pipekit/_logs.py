@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from pipekit._worker import names_of_this_thread
+from pipekit._activity import names_of_this_thread
 
 
 class WorkerNames(logging.Filter):

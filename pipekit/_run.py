@@ -19,11 +19,12 @@ from pipekit._channel import BlockingReader, Channel
 from pipekit._edge import Edge
 from pipekit._errors import Failure, PipekitError, Released, StartError
 from pipekit._frame import Frame
+from pipekit._input import CannotTravel
 from pipekit._live import forget, remember, stop_all_at_exit
 from pipekit._plan import Plan, PlannedStage
 from pipekit._stats import RunStats, StageStats
 from pipekit._watch import PatientReader, Watch
-from pipekit._worker import CannotTravel, Outcome, describe
+from pipekit._worker import Outcome, describe
 from pipekit.backends._base import Backend, Executor, Worker
 
 #: Seconds that workers get to stop by themselves, before they are stopped by force.

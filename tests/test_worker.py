@@ -11,8 +11,9 @@ import pytest
 from pipekit import ItemNotPicklable
 from pipekit._errors import Released
 from pipekit._frame import Frame, Pickled, to_part
+from pipekit._output import Flusher
 from pipekit._task import Kind, Task
-from pipekit._worker import Flusher, Outcome, WorkerLoop
+from pipekit._worker import Outcome, WorkerLoop
 
 
 class ListReader:

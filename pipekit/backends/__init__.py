@@ -11,8 +11,8 @@ from pipekit._edge import Signal as Signal
 from pipekit._edge import Waiter as Waiter
 from pipekit._frame import Frame as Frame
 from pipekit._frame import Payload as Payload
+from pipekit._output import Flusher as Flusher
 from pipekit._task import Task as Task
-from pipekit._worker import Flusher as Flusher
 from pipekit._worker import Outcome as Outcome
 from pipekit._worker import WorkerLoop as WorkerLoop
 from pipekit.backends._base import Answer as Answer

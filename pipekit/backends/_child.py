@@ -24,10 +24,11 @@ from typing import cast
 from pipekit._errors import Released
 from pipekit._frame import Frame, Pickled
 from pipekit._live import loading_functions, stop_all
+from pipekit._output import Flusher
 from pipekit._pickling import PROTOCOL, decode
 from pipekit._stats import Doing, WorkerState
 from pipekit._task import Task
-from pipekit._worker import Flusher, Outcome, WorkerLoop, describe
+from pipekit._worker import Outcome, WorkerLoop, describe
 from pipekit.backends._logs import Levels, forward_logs
 from pipekit.backends._wire import PROGRESS, Message, MessageReader, Say, pack_failure
 
@@ -227,7 +228,7 @@ class _Allowance:
 
 
 class _LinkReader:
-    """The worker's input; a `pipekit._worker.Reader`."""
+    """The worker's input; a `pipekit._input.Reader`."""
 
     def __init__(self, link: _Link) -> None:
         self._link = link
@@ -288,7 +289,7 @@ class _LinkReader:
 
 
 class _LinkWriter:
-    """The worker's output; a `pipekit._worker.Writer`. Starts with one credit."""
+    """The worker's output; a `pipekit._output.Writer`. Starts with one credit."""
 
     def __init__(self, link: _Link) -> None:
         self.frame_size = 1

@@ -406,7 +406,10 @@ class _ProcessWorker(Worker):
 
     def _last_words(self) -> str:
         """Where native code crashed: Python's stack, without pipekit's part of it."""
-        return self._messages.last_words.decode(errors="replace").partition(f'  File "{_worker.__file__}"')[0]
+        text = self._messages.last_words.decode(errors="replace")
+        for file in _worker.LOOP_FILES:
+            text = text.partition(f'  File "{file}"')[0]
+        return text
 
     def _in_hand(self, shown: list[str]) -> str:
         count = sum(frame.count for frame in self._lent)

@@ -6,8 +6,9 @@ import threading
 from dataclasses import dataclass
 
 from pipekit._channel import BlockingReader, BlockingWriter
+from pipekit._output import Flusher
 from pipekit._task import Task
-from pipekit._worker import Flusher, WorkerLoop
+from pipekit._worker import WorkerLoop
 from pipekit.backends._base import Answer, Backend, Executor, Inbox, Outbox, Report, Worker
 
 

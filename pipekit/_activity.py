@@ -1,0 +1,34 @@
+"""What a worker is doing, for those who ask."""
+
+from __future__ import annotations
+
+import threading
+from time import perf_counter
+
+from pipekit._stats import Doing
+
+_this_thread = threading.local()
+
+
+class Activity:
+    """Written by the worker, read by whoever asks."""
+
+    __slots__ = ("now", "released", "thread")
+
+    def __init__(self) -> None:
+        self.now = (Doing.STARTING, perf_counter())  # replaced as a whole, so that readers see both or neither
+        self.thread = 0
+        self.released = False  # it was told that its work is not wanted any more
+
+    def begin(self, doing: Doing) -> None:
+        self.now = (doing, perf_counter())
+
+
+def name_this_thread(stage: str, worker: str) -> None:
+    """This thread is a worker from now on."""
+    _this_thread.names = (stage, worker)
+
+
+def names_of_this_thread() -> tuple[str, str] | None:
+    """Stage and worker, in a thread that is one."""
+    return getattr(_this_thread, "names", None)

@@ -1,0 +1,114 @@
+"""The reading end of a worker: frames are opened into items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from operator import length_hint
+from time import perf_counter
+from typing import Any, Protocol
+
+from pipekit._activity import Activity
+from pipekit._errors import Released
+from pipekit._frame import Frame, part_repr
+from pipekit._output import Writer
+from pipekit._stats import Doing
+
+
+class Reader(Protocol):
+    """Where a worker's frames come from."""
+
+    def get(self, before_waiting: Callable[[], None]) -> Frame | None:
+        """The next frame, None at the end; raises Released. Calls `before_waiting` if there is none yet."""
+
+    def finished(self, items: int, seconds: float) -> None:
+        """The last frame's items are all read and needed that long."""
+
+    def leave(self, consumed: int) -> None:
+        """The worker reads no more; of its unfinished frame, if it has one, it has read `consumed` items."""
+
+
+class CannotTravel(Exception):
+    """An item or result that cannot travel; the reason is its `__cause__`."""
+
+    def __init__(self, what: str, error: BaseException) -> None:
+        super().__init__(what)
+        self.what = what
+        self.error = error
+
+
+class Input:
+    """The items that a stage's function reads; remembers where it stands, for messages and for giving back."""
+
+    def __init__(self, reader: Reader, writer: Writer, activity: Activity, before_waiting: Callable[[], None]) -> None:
+        self.ended = False
+        self.error: CannotTravel | None = None
+        self._reader = reader
+        self._writer = writer
+        self._activity = activity
+        self._before_waiting = before_waiting
+        self._frame = _OpenFrame((), iter(()), None, 0)
+        self.items: Iterator[object] = chain.from_iterable(self._frames())
+
+    def _frames(self) -> Iterator[Iterator[object]]:
+        while (frame := self._next_frame()) is not None:
+            blocked = self._writer.blocked
+            started = perf_counter()
+            parts, decode = frame.open()
+            self._frame = _OpenFrame(parts, iter(parts), decode, self.read)
+            self._activity.begin(Doing.WORKING)
+            yield self._frame.position if decode is None else map(self._decoded, self._frame.position)
+            self._reader.finished(frame.count, perf_counter() - started - (self._writer.blocked - blocked))
+        self._activity.begin(Doing.WORKING)
+        self.ended = True
+
+    def _next_frame(self) -> Frame | None:
+        self._activity.begin(Doing.READING)
+        try:
+            return self._reader.get(self._before_waiting)
+        except Released:
+            self._activity.released = True
+            raise
+
+    def _decoded(self, part: object) -> object:
+        assert self._frame.decode is not None
+        try:
+            return self._frame.decode(part)
+        except BaseException as error:  # also StopIteration, which would end the frame unseen
+            self.error = CannotTravel("could not unpickle an item", error)
+            raise self.error from error
+
+    def leave(self) -> None:
+        """Give back what the function has not read."""
+        self._reader.leave(self._frame.consumed)
+        self._frame = _OpenFrame((), iter(()), None, self.read)
+
+    @property
+    def read(self) -> int:
+        """Items that the function has read."""
+        frame = self._frame
+        return frame.earlier + frame.consumed
+
+    def last_item(self) -> str | None:
+        """The shortened repr of the item that was read last."""
+        frame = self._frame
+        consumed = frame.consumed
+        return part_repr(frame.parts[consumed - 1], frame.decode) if consumed else None
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenFrame:
+    """The frame that a function is reading.
+
+    earlier: items that it had read before this frame.
+    """
+
+    parts: Sequence[Any]
+    position: Iterator[Any]
+    decode: Callable[[Any], object] | None
+    earlier: int
+
+    @property
+    def consumed(self) -> int:
+        return len(self.parts) - length_hint(self.position)

@@ -1,0 +1,176 @@
+"""The writing end of a worker: results are collected into frames."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from itertools import islice
+from time import perf_counter
+from typing import Protocol
+
+from pipekit._activity import Activity
+from pipekit._errors import Released
+from pipekit._frame import Pace
+from pipekit._stats import Doing
+
+#: Seconds of its own work that a worker collects in a frame before it hands it on.
+WRITER_SECONDS = 0.001
+#: Seconds after which a started frame is handed on although it is not full (a slow item keeps nobody else's waiting).
+HOLD = 0.005
+#: Seconds that the flusher's thread gets to finish what it is doing; nothing of it takes long.
+STOP_SECONDS = 1.0
+
+
+class Writer(Protocol):
+    """Where a worker's results go."""
+
+    #: Seconds that `put` has waited so far.
+    blocked: float
+
+    @property
+    def frame_size(self) -> int:
+        """Results that a frame should hold now."""
+
+    def put(self, parts: list[object]) -> None:
+        """Hand on a frame, waiting for room; raises Released if nobody wants it."""
+
+    def offer(self, parts: list[object]) -> bool:
+        """Hand on a frame if that needs no waiting."""
+
+
+class Flusher:
+    """Hands on started frames whose worker is busy with a long item. One thread for many workers, asleep when idle."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._stopped = threading.Event()
+        self._watched: set[Output] = set()
+        self._idle = False
+        self._thread: threading.Thread | None = None
+
+    def watch(self, output: Output) -> None:
+        with self._changed:
+            self._watched.add(output)
+            if self._thread is None and not self._stopped.is_set():
+                self._thread = _started(self._run)
+            elif self._idle:
+                self._idle = False
+                self._changed.notify()
+
+    def unwatch(self, output: Output) -> None:
+        with self._changed:
+            self._watched.discard(output)
+
+    def stop(self) -> None:
+        """End the thread and wait for it."""
+        with self._changed:
+            self._stopped.set()
+            self._changed.notify()
+            thread = self._thread
+        if thread is not None:
+            thread.join(STOP_SECONDS)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(HOLD):
+            with self._changed:
+                self._idle = not self._watched
+                self._changed.wait_for(lambda: not self._idle or self._stopped.is_set())
+                watched = list(self._watched)
+            for output in watched:
+                output.offer()
+
+
+def _started(target: Callable[[], None]) -> threading.Thread | None:
+    thread = threading.Thread(target=target, name="pipekit-flusher", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is exiting, or there are no more threads to be had: frames go when full
+        return None
+    return thread
+
+
+class Output:
+    """Collects a worker's results into frames."""
+
+    def __init__(self, writer: Writer, flusher: Flusher, activity: Activity) -> None:
+        self._writer = writer
+        self._flusher = flusher
+        self._activity = activity
+        self._pace = Pace(1 << 20, WRITER_SECONDS)
+        self._earlier = 0  # results before those in `_parts`
+        self._lock = threading.Lock()
+        # Only the worker's thread appends, in C, without the lock; whoever sends takes what lies beyond `_sent`, under
+        # the lock. Assumes that a list may be sliced while another thread appends to it: true with the GIL, and on
+        # free-threaded builds by the list's own lock.
+        self._parts: list[object] = []
+        self._sent = 0
+
+    def pump(self, results: Iterator[object]) -> bool:
+        """Hand on one frame of results; False when there are no more."""
+        size = min(self._writer.frame_size, self._pace.size)
+        blocked = self._writer.blocked
+        started = perf_counter()
+        if size > 1:
+            self._flusher.watch(self)
+        try:
+            self._parts.extend(islice(results, size))
+        finally:
+            if size > 1:
+                self._flusher.unwatch(self)
+        produced = len(self._parts)
+        self._pace.measured(produced or 1, perf_counter() - started - (self._writer.blocked - blocked))
+        self.flush()
+        self._clear()
+        return produced == size
+
+    def flush_before_waiting(self) -> None:
+        """Hand on what is collected, for a worker that is about to wait for input.
+
+        Where the stage's function has given its items to another thread, that one leaves it to the flusher.
+        """
+        if threading.get_ident() == self._activity.thread:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand on what is collected; waits for room."""
+        with self._lock:
+            parts = self._take()
+        if not parts:
+            return
+        doing, _ = self._activity.now
+        self._activity.begin(Doing.WRITING)
+        try:
+            self._writer.put(parts)
+        except Released:
+            self._activity.released = True
+            raise
+        self._activity.begin(doing)
+
+    def offer(self) -> None:
+        """Hand on what is collected if that needs no waiting; for the flusher's thread."""
+        with self._lock:
+            sent = self._sent
+            try:
+                parts = self._take()
+                accepted = not parts or self._writer.offer(parts)
+            except (Exception, Released):  # no memory to pack them, say: the worker's own `flush` meets it again
+                accepted = False
+            if not accepted:
+                self._sent = sent
+
+    def _take(self) -> list[object]:
+        parts = self._parts[self._sent :]
+        self._sent += len(parts)
+        return parts
+
+    def _clear(self) -> None:
+        with self._lock:
+            self._earlier += len(self._parts)
+            self._parts = []
+            self._sent = 0
+
+    @property
+    def results(self) -> int:
+        """Results that the function has given."""
+        with self._lock:
+            return self._earlier + len(self._parts)
