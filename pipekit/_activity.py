@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import perf_counter
 
 from pipekit._stats import Doing
@@ -24,9 +26,14 @@ class Activity:
         self.now = (doing, perf_counter())
 
 
-def name_this_thread(stage: str, worker: str) -> None:
-    """This thread is a worker from now on."""
+@contextmanager
+def this_thread_is(stage: str, worker: str) -> Iterator[None]:
+    """In the block, this thread is a worker with these names."""
     _this_thread.names = (stage, worker)
+    try:
+        yield
+    finally:
+        _this_thread.names = None
 
 
 def names_of_this_thread() -> tuple[str, str] | None:

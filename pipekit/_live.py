@@ -15,6 +15,7 @@ class Stoppable(Protocol):
 
 
 _live: set[Stoppable] = set()
+_exiting = False
 # The stage whose function a worker process is loading: to load it, modules of the user are imported.
 _loading: list[str] = []
 
@@ -51,8 +52,19 @@ def stop_all_at_exit() -> None:
     multiprocessing registers a handler that waits for all child processes, when it is first imported: ours must run
     before it, and handlers run in the reverse order of their registration.
     """
-    atexit.unregister(stop_all)
-    atexit.register(stop_all)
+    atexit.unregister(_stop_all_at_exit)
+    atexit.register(_stop_all_at_exit)
+
+
+def _stop_all_at_exit() -> None:
+    global _exiting
+    _exiting = True
+    stop_all()
+
+
+def is_exiting() -> bool:
+    """Whether the interpreter is exiting: threads that still run are daemons, and nobody wants to hear of them."""
+    return _exiting
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pipekit._edge import Edge
 from pipekit._errors import Failure, PipekitError, Released, StartError
 from pipekit._frame import Frame
 from pipekit._input import CannotTravel
-from pipekit._live import forget, remember, stop_all_at_exit
+from pipekit._live import forget, is_exiting, remember, stop_all_at_exit
 from pipekit._plan import Plan, PlannedStage
 from pipekit._stats import RunStats, StageStats
 from pipekit._watch import PatientReader, Watch
@@ -176,6 +176,8 @@ class Run:
             return reader.get(_nothing)
         except Released:
             if self._stopped_by != threading.get_ident():
+                if is_exiting():
+                    raise SystemExit from None  # ends a thread without a word
                 raise PipekitError("the results were closed by another thread while they were read") from None
             return None
         except BaseException:  # KeyboardInterrupt, Stalled

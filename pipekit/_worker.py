@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import cast
 
 from pipekit import _output
-from pipekit._activity import Activity, name_this_thread
+from pipekit._activity import Activity, this_thread_is
 from pipekit._errors import REPR_LENGTH, Failure, ItemNotPicklable, Released, TaskException, short_repr
 from pipekit._frame import to_part
 from pipekit._input import CannotTravel, Input, Reader
@@ -54,10 +54,10 @@ class WorkerLoop:
     def run(self) -> Outcome:
         """Run the task to its end. Raises nothing: what goes wrong is in the outcome."""
         self._activity.thread = threading.get_ident()
-        name_this_thread(self._task.stage, self._worker)
         self._activity.begin(Doing.WORKING)
         try:
-            failure = self._attempt()
+            with this_thread_is(self._task.stage, self._worker):
+                failure = self._attempt()
             if self._input is not None:
                 self._input.leave()
         except BaseException as error:  # not the stage's doing, but a worker that says nothing would be waited for

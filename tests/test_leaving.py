@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import itertools
+import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -15,7 +17,8 @@ from typing import Any
 import pytest
 from conftest import eventually, workers_alive
 
-from pipekit import PipekitError, Results, TaskException, map_stage, stage
+from pipekit import PipekitError, ProcessBackend, Results, TaskException, map_stage, stage
+from pipekit.backends import _launch, process
 
 #: Seconds that leaving may take, by promise; everything else in a test takes far less.
 PROMISED = 2.0
@@ -374,3 +377,21 @@ def test_leaving_ends_the_pipelines_inside_the_workers(backend: str) -> None:
 
     _close(([1] | stage(backend=backend)(endless_inner)).results())
     eventually(lambda: workers_alive() == [])
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+@pytest.mark.parametrize(("where", "name"), [(_launch, "_start"), (process._ProcessWorker, "flush")])
+def test_ctrl_c_while_a_worker_starts_leaves_nothing(
+    method: Any, where: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> None:
+        original(*args)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # to this thread: others do not block it
+
+    pipe = [1] | map_stage(backend=ProcessBackend(method))(_sleep_long)
+    original = getattr(where, name)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(where, name, interrupted)
+        pipe.results()
+    assert workers_alive() == []
+    assert multiprocessing.active_children() == []

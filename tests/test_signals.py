@@ -309,6 +309,22 @@ def test_a_handler_of_sigterm_that_calls_sys_exit_leaves_cleanly(situation: Situ
         assert os.listdir(running.directory) == []
 
 
+@pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
+def test_a_worker_does_not_have_the_programs_handler_of_sigterm(method: str) -> None:
+    body = """
+        def terminate(_):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        signal.signal(signal.SIGTERM, lambda *_: say("handled"))
+        try:
+            ([1] | map_stage(backend=ProcessBackend(method))(terminate)).execute()
+        except TaskException as error:
+            say(type(error).__name__, "SIGTERM" in str(error))
+        """
+    with program(body, "idle", method) as running:
+        assert running.ends(within=10) == (0, "WorkerDied True\n", "")
+
+
 def test_a_program_that_is_suspended_and_resumed_has_all_its_results() -> None:
     body = """
         total = 0
@@ -364,6 +380,18 @@ ENDINGS = {
                 break
 
         threading.Thread(target=read, args=(endless.results(),)).start()
+        """,
+        0,
+    ),
+    "a daemon thread that reads": (
+        """
+        def read(results):
+            for _ in results:
+                reading.set()
+
+        reading = threading.Event()
+        threading.Thread(target=read, args=(endless.results(),), daemon=True).start()
+        reading.wait()
         """,
         0,
     ),

@@ -46,6 +46,9 @@ LOGS_AHEAD = 1000
 def main(connection: socket.socket, stage: str, worker: str, levels: Levels | None) -> None:
     """Run one worker. Ctrl-C is the parent's affair: the process starts with SIGINT blocked, and ignores it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if callable(signal.getsignal(signal.SIGTERM)):  # a fork has the handler of the program
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)  # ... and would wake the program's event loop
     if hasattr(os, "register_at_fork"):  # a process forked by the stage must not keep the connection open
         os.register_at_fork(after_in_child=connection.close)
         os.register_at_fork(after_in_child=faulthandler.disable)

@@ -28,6 +28,8 @@ RETRIES = 20
 RETRY_SECONDS = 0.05
 #: Descriptors that multiprocessing has open at once at most, while it starts a process, and the fork server before it.
 DESCRIPTORS = 16
+#: Seconds that a process which was killed gets to end.
+END_SECONDS = 1.0
 #: Seconds that a flush of stdout and stderr may take.
 FLUSH_SECONDS = 0.2
 _PRELOADED = ["pipekit.backends._in_fork_server", "cloudpickle"]
@@ -38,16 +40,26 @@ _parent_ends: WeakSet[socket.socket] = WeakSet()
 def start_process(context: Any, name: str, target: Callable[..., None], args: tuple[object, ...]) -> Any:
     """Start a process of a multiprocessing context that calls `target(*args)`, and is the caller's to wait for."""
     process = context.Process(target=target, args=args, name=name)
-    with _starting, _without_main(), _without_flush(context), _without_interrupts(context):
-        _check_descriptors()
-        try:
+    try:
+        with _starting, _without_main(), _without_flush(context), _without_interrupts(context):
+            _check_descriptors()
             _start(process)
-        except EOFError as error:
-            raise OSError("the fork server could not make a process") from error
-    # multiprocessing polls its children whenever it starts another, in any thread; two that read the exit status of
-    # a fork server's child at the same time may both get a wrong one. It also waits for them at exit. They are ours.
-    multiprocessing_process._children.discard(process)  # type: ignore[attr-defined]
+            # multiprocessing polls its children whenever it starts another, in any thread; two that read the exit
+            # status of a fork server's child at the same time may both get a wrong one. It also waits for them at
+            # exit. They are ours.
+            multiprocessing_process._children.discard(process)  # type: ignore[attr-defined]
+    except BaseException:  # a Ctrl-C that came during the start is let in after it, and nobody else knows the process
+        _end(process)
+        raise
     return process
+
+
+def _end(process: Any) -> None:
+    if process.pid is not None:
+        process.kill()
+        process.join(END_SECONDS)
+    if process.exitcode is not None:
+        process.close()
 
 
 def _start(process: Any) -> None:
@@ -57,6 +69,8 @@ def _start(process: Any) -> None:
             process.start()
         except ConnectionRefusedError:
             sleep(RETRY_SECONDS)
+        except EOFError as error:
+            raise OSError("the fork server could not make a process") from error
         else:
             return
     process.start()

@@ -133,9 +133,9 @@ class _ProcessExecutor(Executor):
         finally:
             theirs.close()
         worker = _ProcessWorker(process, ours, self._hub, self._logs, stage, name, inbox, outbox, report)
+        self._workers.append(worker)  # at once: a Ctrl-C may come before the run knows it, and `close` ends it then
         worker.send(Message(Say.TASK, body=task))
         worker.flush()
-        self._workers.append(worker)
         return worker
 
     def start(self) -> None:
@@ -217,6 +217,9 @@ class _ProcessWorker(Worker):
 
     def close(self) -> None:
         """Release what is left; the hub has ended."""
+        if not self._gone.is_set() and self._process.exitcode is None:  # a run that did not come to start it
+            self._kill()
+            self._process.join(EXIT_SECONDS)
         if self._sentinel != self._process.sentinel:
             os.close(self._sentinel)
         if self._process.exitcode is not None:
