@@ -34,7 +34,7 @@ from pipekit._stats import StageStats as StageStats
 from pipekit._stats import WorkerState as WorkerState
 
 if TYPE_CHECKING:
-    from pipekit._logs import WorkerNames as WorkerNames
+    from pipekit._names import WorkerNames as WorkerNames
     from pipekit.backends.process import ProcessBackend as ProcessBackend
     from pipekit.backends.thread import ThreadBackend as ThreadBackend
 
@@ -84,7 +84,7 @@ del _name
 _LATER = {
     "ProcessBackend": "pipekit.backends.process",
     "ThreadBackend": "pipekit.backends.thread",
-    "WorkerNames": "pipekit._logs",
+    "WorkerNames": "pipekit._names",
 }
 
 

@@ -68,9 +68,9 @@ class Channel:
         self._do(self._edge.cancel)
 
     def counts(self) -> tuple[int, int, int]:
-        """Items that entered so far, that are queued now, that readers hold now."""
-        with self._lock:
-            return self._edge.entered, self._edge.queued, self._edge.lent
+        """Items that entered so far, that are queued now, that readers hold now; read without the lock, which a signal
+        handler that asks may have interrupted."""
+        return self._edge.entered, self._edge.queued, self._edge.lent
 
     def _do(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with self._lock:

@@ -8,15 +8,15 @@ from functools import partial
 from typing import Any, TypeVar
 
 from pipekit._activity import Activity
-from pipekit._errors import Failure, Released
+from pipekit._errors import Failure, Released, SignatureError, short_repr
 from pipekit._frame import Frame
 from pipekit._graph import OneShot
 from pipekit._input import Input
-from pipekit._pipeline import NoInput, Pipeline
+from pipekit._pipeline import Joinable, NoInput, Pipeline
 from pipekit._plan import check_chain, make_task
 from pipekit._stage import Stage
 from pipekit._task import Task
-from pipekit._worker import call_function, check_read_to_end, close_generator, describe
+from pipekit._worker import call_function, check_nothing_hidden, close_generator, describe
 
 T = TypeVar("T")
 
@@ -39,6 +39,8 @@ def run_inline(pipeline: Pipeline[NoInput, T] | Stage[NoInput, T]) -> Generator[
         TaskException: from the iterator, when a stage failed, as from `results()`; but a KeyboardInterrupt comes as it
             is, whoever raised it.
     """
+    if not isinstance(pipeline, Joinable):
+        raise SignatureError(f"run_inline runs a pipeline or a stage, not {short_repr(pipeline)}")
     nodes = pipeline._nodes()
     check_chain(nodes)
     if isinstance(nodes[0].function, OneShot):
@@ -56,7 +58,11 @@ def _results(stages: list[_InlineStage], failures: list[Failure]) -> Generator[A
         while True:
             try:
                 item = next(stages[-1])
-            except (StopIteration, Released):
+            except StopIteration:
+                break
+            except Released:
+                if not failures:  # of a run around this one, whose items this one reads
+                    raise
                 break
             if failures:  # of a stage before this one, which passes over it
                 break
@@ -84,7 +90,7 @@ class _InlineStage:
             self._results = self._guarded(partial(call_function, self._task, self._input))
         result = self._guarded(partial(next, self._results, _END))
         if result is _END:
-            self._guarded(partial(check_read_to_end, self._task, self._input))
+            self._guarded(partial(check_nothing_hidden, self._task, self._input))
             raise StopIteration
         return result
 

@@ -43,13 +43,24 @@ class Input:
 
     def __init__(self, reader: Reader, writer: Writer, activity: Activity, before_waiting: Callable[[], None]) -> None:
         self.ended = False
-        self.error: CannotTravel | None = None
+        self.error: Exception | None = None  # what the function must not pass over
         self._reader = reader
         self._writer = writer
         self._activity = activity
         self._before_waiting = before_waiting
         self._frame = _OpenFrame((), iter(()), None, 0)
-        self.items: Iterator[object] = chain.from_iterable(self._frames())
+        self.items: Iterator[object] = chain.from_iterable(self._guarded_frames())
+
+    def _guarded_frames(self) -> Iterator[Iterator[object]]:
+        """The frames. An exception ends a generator: to a function that catches it and reads on, its items would seem
+        to have ended. (No memory to open a frame, an exception of a signal handler that comes while it waits.)"""
+        try:
+            yield from self._frames()
+        except (Released, GeneratorExit):
+            raise
+        except BaseException as error:
+            self.error = RuntimeError(f"{error!r} cut off its input, and its function went on without the rest")
+            raise
 
     def _frames(self) -> Iterator[Iterator[object]]:
         while (frame := self._next_frame()) is not None:

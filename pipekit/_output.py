@@ -67,7 +67,7 @@ class Flusher:
             self._stopped.set()
             self._changed.notify()
             thread = self._thread
-        if thread is not None:
+        if thread is not None and thread is not threading.current_thread():  # a destructor that it ran may close all
             thread.join(STOP_SECONDS)
 
     def _run(self) -> None:

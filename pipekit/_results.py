@@ -37,6 +37,7 @@ class _OneReader:
         self._run = run
         self._frames = run.frames(stall_timeout)
         self._reading = threading.Lock()
+        self._reader = 0  # the thread that has it
         self._misused = False
 
     def __iter__(self) -> Self:
@@ -46,16 +47,22 @@ class _OneReader:
         if not self._reading.acquire(blocking=False):
             self._misused = True
             return _TwoReaders()
+        self._reader = threading.get_ident()
         try:
             frame = None if self._misused else next(self._frames, None)
             if self._misused:
                 self._run.stop()
                 return _TwoReaders()
         finally:
+            self._reader = 0
             self._reading.release()
         if frame is None:
             raise StopIteration
         return frame
+
+    def is_interrupted(self) -> bool:
+        """Whether this thread is in the middle of reading: then what asks is a signal handler or a destructor."""
+        return self._reader == threading.get_ident()
 
 
 class _TwoReaders:
@@ -66,7 +73,8 @@ class _TwoReaders:
 
     def __next__(self) -> Never:
         raise PipekitError(
-            "two threads read the same results at the same time: let one thread read and pass them on, "
+            "the same results are read twice at the same time, by two threads or by a signal handler: "
+            "let one thread read and pass them on, "
             "or give each a run of its own by calling results() twice"
         )
 
@@ -82,16 +90,22 @@ class Results(_Chain[T]):
 
     # A chain of frames, so that items are delivered without Python code in between.
     _run: Run
+    _reader: _OneReader
 
     @classmethod
     def _of(cls, run: Run, stall_timeout: float | None) -> Self:
-        results = cls.from_iterable(_OneReader(run, stall_timeout))  # type: ignore[attr-defined]  # see _Chain
+        reader = _OneReader(run, stall_timeout)
+        results = cls.from_iterable(reader)  # type: ignore[attr-defined]  # see _Chain
         results._run = run
+        results._reader = reader
         return results  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Stop the run; returns within two seconds, with no worker process left. Results not yet read are dropped."""
-        self._run.stop()
+        if self._reader.is_interrupted():
+            self._stop_elsewhere()
+        else:
+            self._run.stop()
 
     def stats(self) -> RunStats:
         """How the run is doing now: items received, handed on and waiting at each stage."""
@@ -109,12 +123,14 @@ class Results(_Chain[T]):
         run = getattr(self, "_run", None)
         if run is None or run.is_stopped:
             return
-        # The garbage collector may call this in any thread, in the middle of anything, even where that thread holds a
-        # lock of this run: another thread does the work, and the wait for it is bounded.
-        stopper = threading.Thread(target=run.stop, name="pipekit-stopper", daemon=True)
+        self._stop_elsewhere()  # the garbage collector may call this in any thread, in the middle of anything
+
+    def _stop_elsewhere(self) -> None:
+        """Stop the run where this thread may hold a lock of it: another does it, and the wait for that is bounded."""
+        stopper = threading.Thread(target=self._run.stop, name="pipekit-stopper", daemon=True)
         try:
             stopper.start()
         except RuntimeError:  # the interpreter is exiting and starts no threads
-            run.stop()
+            self._run.stop()
         else:
             stopper.join(PATIENCE)

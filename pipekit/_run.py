@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from enum import Enum
 from functools import partial
 from time import monotonic, perf_counter
@@ -30,7 +31,7 @@ from pipekit.backends._base import Backend, Executor, Worker
 #: Seconds that workers get to stop by themselves, before they are stopped by force.
 GRACE = 0.7
 #: Seconds after which `stop` returns in any case (leaving takes less than 2 s, a promise).
-PATIENCE = 1.5
+PATIENCE = 1.3
 
 
 class State(Enum):
@@ -178,7 +179,9 @@ class Run:
             if self._stopped_by != threading.get_ident():
                 if is_exiting():
                     raise SystemExit from None  # ends a thread without a word
-                raise PipekitError("the results were closed by another thread while they were read") from None
+                raise PipekitError(
+                    "the results were closed while they were read, by another thread or a signal handler"
+                ) from None
             return None
         except BaseException:  # KeyboardInterrupt, Stalled
             self.stop()
@@ -223,8 +226,7 @@ class Run:
     def stats(self) -> RunStats:
         """How the run is doing now."""
         counts = [channel.counts() for channel in self._channels]
-        with self._lock:
-            state, running = self._state, list(self._running)
+        state, running = self._state, list(self._running)  # without the lock, as the counts
         stages = []
         for stage, alive in zip(self._plan.stages, running, strict=True):
             received = 0 if stage.input is None else counts[stage.input][0] - counts[stage.input][1]
@@ -263,8 +265,9 @@ class Run:
 
     def _release(self) -> None:
         try:
-            for executor in self._executors.values():
-                executor.close()
+            with ExitStack() as executors:  # each is closed, also where another's `close` raises
+                for executor in self._executors.values():
+                    executors.callback(executor.close)
         finally:
             self._workers, self._executors = [], {}  # they refer back to the run
             with self._lock:

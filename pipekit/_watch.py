@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,9 +11,10 @@ from itertools import chain, groupby
 from queue import Empty, SimpleQueue
 from time import monotonic
 
+from pipekit import _errors as errors
 from pipekit._channel import BlockingReader, Channel, Sleeper
 from pipekit._edge import Signal
-from pipekit._errors import OptionError, Stalled
+from pipekit._errors import OptionError, Stalled, short_repr
 from pipekit._frame import Frame
 from pipekit._stats import Doing, WorkerState
 from pipekit.backends._base import Worker
@@ -29,8 +30,11 @@ WORKERS_SHOWN = 3
 def check_stall_timeout(seconds: object) -> None:
     """Raise OptionError unless it is None or a number of seconds above 0."""
     is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-    if seconds is not None and not (is_number and 0 < seconds < math.inf):  # type: ignore[operator]  # a number
-        raise OptionError(f"stall_timeout={seconds!r} cannot work: it must be a number of seconds above 0, or None")
+    most = threading.TIMEOUT_MAX
+    if seconds is not None and not (is_number and 0 < seconds <= most):  # type: ignore[operator]  # a number
+        raise OptionError(
+            f"stall_timeout={short_repr(seconds)} cannot work: it must be a number of seconds above 0, or None for none"
+        )
 
 
 class Watch:
@@ -46,13 +50,16 @@ class Watch:
         self._workers = workers
         self._channels = channels
 
-    def positions(self) -> list[object]:
-        """Numbers and states of which one changes whenever something moves."""
-        workers = [(state.doing, state.read, state.results) for state in self.states(detail=False)]
+    def positions(self, seconds: float) -> list[object]:
+        """Numbers and states of which one changes whenever something moves; workers get `seconds` to answer."""
+        workers = [(state.doing, state.read, state.results) for state in self.states(detail=False, seconds=seconds)]
         return [*(channel.counts() for channel in self._channels), *workers]
 
-    def states(self, *, detail: bool) -> list[WorkerState]:
-        """What each worker is doing; those who do not answer in time are `Doing.UNKNOWN`."""
+    def _unknown(self) -> list[WorkerState]:
+        return [WorkerState(stage, worker, Doing.UNKNOWN) for stage, worker in self._names]
+
+    def states(self, *, detail: bool, seconds: float = ANSWER_SECONDS) -> list[WorkerState]:
+        """What each worker is doing; those who do not answer in so many seconds are `Doing.UNKNOWN`."""
         answers: SimpleQueue[tuple[int, WorkerState | None]] = SimpleQueue()
 
         def ask() -> None:
@@ -63,8 +70,9 @@ class Watch:
             threading.Thread(target=ask, name="pipekit-inquiry", daemon=True).start()
         else:
             ask()
-        states = [WorkerState(stage, worker, Doing.UNKNOWN) for stage, worker in self._names]
-        deadline = monotonic() + ANSWER_SECONDS
+        # What a worker says without detail holds until it has said it with detail: a `repr` may not return.
+        states = self.states(detail=False, seconds=seconds) if detail else self._unknown()
+        deadline = monotonic() + seconds
         for _ in self._workers:
             try:
                 index, state = answers.get(timeout=max(0.0, deadline - monotonic()))
@@ -89,14 +97,20 @@ class PatientReader(BlockingReader):
     def _wait(self, sleeper: Sleeper) -> Frame | Signal:
         # Looks are counted, not seconds: a program that was stopped for an hour has not stalled for one.
         positions: list[object] = []
-        same = 0
-        while (answer := sleeper.nap(self._seconds / LOOKS)) is None:
-            before, positions = positions, self._watch.positions()
-            same = same + 1 if positions == before else 0
+        same, pause = 0, self._seconds / LOOKS
+        spent = 0.0  # in the last look
+        while (answer := sleeper.nap(max(0.0, pause - spent))) is None:
             if same == LOOKS:
-                states = self._watch.states(detail=True)
-                raise Stalled(_message(self._seconds, states), states)
+                self._give_up()
+            began = monotonic()
+            before, positions = positions, self._watch.positions(min(ANSWER_SECONDS, pause))
+            same = same + 1 if positions == before else 0
+            spent = pause if same == LOOKS else monotonic() - began  # then only to see whether an answer has come
         return answer
+
+    def _give_up(self) -> None:
+        states = self._watch.states(detail=True)
+        raise Stalled(_message(self._seconds, states), states)
 
 
 def _message(seconds: float, states: Sequence[WorkerState]) -> str:
@@ -117,10 +131,13 @@ def _stage_lines(stage: str, states: Sequence[WorkerState]) -> Iterator[str]:
 
 
 def _innermost(traceback: str) -> str:
+    """The innermost call that is neither Python's library nor pipekit: there is what the user can change."""
     calls = [line.strip() for line in traceback.splitlines() if line.startswith('  File "')]
-    return f", {calls[-1]}" if calls else ""
+    own = [call for call in calls if not call.startswith(_LIBRARIES) or "site-packages" in call]
+    return f", {(own or calls)[-1]}" if calls else ""
 
 
+_LIBRARIES = tuple(f'File "{os.path.dirname(module.__file__)}{os.sep}' for module in (os, errors))  # type: ignore[type-var]
 _STALLED = (
     "nothing has moved for {:g} s although the results were waited for; the run is stopped. "
     "What its workers were doing:"
@@ -131,5 +148,5 @@ _ADVICE = (
 )
 _IN_WORDS = {
     **{doing: doing.value for doing in Doing},
-    Doing.UNKNOWN: "not answering (stopped by a signal, or in native code that keeps the GIL)",
+    Doing.UNKNOWN: "not answering (stopped by a signal, in native code that keeps the GIL, or its backend cannot tell)",
 }

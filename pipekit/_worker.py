@@ -88,7 +88,7 @@ class WorkerLoop:
                 parts = map(_to_part, results) if task.encode else results
                 while self._output.pump(parts):
                     pass
-                check_read_to_end(task, self._input)
+                check_nothing_hidden(task, self._input)
             except BaseException:
                 if not self._activity.released:
                     with suppress(Released):
@@ -151,7 +151,7 @@ def _map_good(task: Task, items: Iterator[object]) -> Iterator[object]:
         yield result
 
 
-def check_read_to_end(task: Task, source: Input | None) -> None:
+def check_nothing_hidden(task: Task, source: Input | None) -> None:
     """Raise what the function has hidden: it has given all its results, but an item was lost on the way."""
     if source is None:
         return

@@ -126,6 +126,26 @@ def test_a_pipeline_without_its_source_is_an_error_at_once() -> None:
         run_inline(same | same)
 
 
+def test_what_is_no_pipeline_is_an_error_that_says_so() -> None:
+    with pytest.raises(SignatureError, match=r"runs a pipeline or a stage, not \[1\]"):
+        run_inline([1])  # type: ignore[arg-type]
+
+
+def test_inside_a_stage_that_is_left_it_does_not_look_complete() -> None:
+    complete: list[bool] = []
+
+    def nested(numbers: Iterable[float]) -> Iterator[float]:
+        yield from run_inline(numbers | same)
+        complete.append(True)
+
+    with pytest.raises(TaskException, match="inverse-0"):
+        list(run_inline([1, 0] | inverse | stage(nested)))
+    results = (itertools.count(1) | inverse | stage(backend="thread")(nested)).results()
+    next(results)
+    results.close()
+    assert complete == []
+
+
 def test_an_iterator_can_be_read_once() -> None:
     pipe = iter([1, 2]) | same
     assert list(run_inline(pipe)) == [1, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -158,6 +159,37 @@ def test_a_stage_may_read_its_items_through_a_pipeline_of_its_own(backend: str) 
 def test_a_stage_that_never_reads_its_input_does_not_hold_up_the_run(backend: str) -> None:
     pipe = range(100_000) | stage(workers=2, backend=backend)(lambda items: ["done"])
     assert list(pipe.results()) == ["done", "done"]
+
+
+def test_an_exception_that_interrupts_the_reading_of_items_is_not_their_end(tmp_path: Path) -> None:
+    """An iterator that has raised has ended, also for a function that catches the exception and reads on."""
+    interrupted = tmp_path / "interrupted"
+
+    def source() -> Iterator[int]:
+        yield 0
+        while not interrupted.exists():
+            time.sleep(0.001)
+        yield from range(1, 30)
+
+    def in_time(numbers: Iterator[int]) -> Iterator[int]:
+        def on_alarm(*_: object) -> None:
+            raise TimeoutError
+
+        signal.signal(signal.SIGALRM, on_alarm)
+        while True:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            try:
+                yield next(numbers)
+            except StopIteration:
+                return
+            except TimeoutError:
+                interrupted.touch()
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+    limited: Any = stage(in_time)
+    with pytest.raises(TaskException, match=r"TimeoutError\(\) cut off its input"):
+        list((source() | limited).results())
 
 
 def test_a_function_that_gives_a_list_is_a_stage(backend: str) -> None:

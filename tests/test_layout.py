@@ -45,7 +45,7 @@ ORDER = [
     "pipekit._pipeline",
     "pipekit._stage",
     "pipekit._inline",
-    "pipekit._logs",
+    "pipekit._names",
     "pipekit.backends._hub",
     "pipekit.backends._wire",
     "pipekit.backends._logs",

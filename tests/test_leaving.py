@@ -294,7 +294,7 @@ def test_results_closed_by_another_thread_are_an_error_for_who_reads_them(backen
     assert next(results) == 1
     closer = threading.Thread(target=results.close)
     closer.start()
-    with pytest.raises(PipekitError, match="closed by another thread"):
+    with pytest.raises(PipekitError, match="closed while they were read"):
         next(results)
     release.set()
     closer.join()
@@ -323,7 +323,51 @@ def test_two_threads_that_read_the_same_results_are_both_told_so(backend: str) -
     release.set()
     for reader in readers:
         reader.join()
-    assert [error.partition(":")[0] for error in errors] == ["two threads read the same results at the same time"] * 3
+    assert [error.partition(":")[0] for error in errors] == [
+        "the same results are read twice at the same time, by two threads or by a signal handler"
+    ] * 3
+
+
+def test_statistics_may_be_asked_for_and_results_closed_by_a_signal_handler(backend: str) -> None:
+    """It comes in the middle of anything; results that it closes while they are read must not look complete."""
+    results = endless(backend).results()
+    asked = itertools.count()
+
+    def on_signal(*_: object) -> None:
+        results.stats()
+        if next(asked) == 200:
+            results.close()
+
+    original = signal.signal(signal.SIGALRM, on_signal)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        for _ in results:  # as fast as possible
+            pass
+    except PipekitError as error:
+        assert "closed while they were read" in str(error)  # noqa: PT017  # or it was closed between two reads
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, original)
+    eventually(lambda: results.stats().state == "stopped")
+
+
+def test_results_closed_by_a_signal_handler_while_they_are_waited_for_do_not_look_complete(backend: str) -> None:
+    release = threading.Event()
+
+    def one_item() -> Iterator[int]:
+        yield 1
+        release.wait(60)
+
+    results = (one_item() | map_stage(backend=backend)(lambda number: number)).results()
+    assert next(results) == 1
+    original = signal.signal(signal.SIGALRM, lambda *_: results.close())
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(PipekitError, match="closed while they were read"):
+            next(results)
+    finally:
+        signal.signal(signal.SIGALRM, original)
+        release.set()
 
 
 def test_threads_that_take_turns_may_read_the_same_results(backend: str) -> None:
@@ -366,7 +410,7 @@ def test_a_stage_that_closes_the_results_of_its_own_run_leaves_nothing() -> None
     pipe = range(10) | map_stage()(lambda number: number) | map_stage(backend="thread")(closes)
     holder.append(pipe.results())
     given.set()
-    with pytest.raises(PipekitError, match="closed by another thread"):
+    with pytest.raises(PipekitError, match="closed while they were read"):
         list(holder[0])
     eventually(lambda: holder[0].stats().state == "stopped")
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from conftest import eventually
 
-from pipekit import ProcessBackend, WorkerNames, map_stage
+from pipekit import PipekitError, ProcessBackend, Stalled, WorkerNames, map_stage
 
 LOGGER = logging.getLogger("test_logs.some.where")
 
@@ -96,11 +97,47 @@ def test_what_is_passed_as_extra_arrives_as_it_is_or_as_text(keeper: Keeper) -> 
     def with_extra(number: int) -> None:
         LOGGER.warning("here", extra={"stage": "mine", "request": {"id": number}})
         LOGGER.warning("here", extra={"lock": threading.Lock()})
+        LOGGER.warning("here", extra={"error": DoesNotUnpickle(4, "gone")})
 
     ([1] | map_stage(with_extra)).execute()
-    first, second = keeper.records
+    first, second, third = keeper.records
+    assert third.error == "DoesNotUnpickle('4: gone')"
     assert (first.stage, first.worker, first.request) == ("mine", "with_extra-0", {"id": 1})
     assert second.lock.startswith("<unlocked")
+
+
+class DoesNotUnpickle(Exception):
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{code}: {reason}")
+
+
+@pytest.mark.parametrize("error", [SystemExit, ValueError])
+def test_a_handler_that_raises_keeps_no_other_record_from_arriving(
+    error: type[BaseException], keeper: Keeper, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Raises(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage() == "item 1":
+                raise error("of a handler")
+
+    raises = Raises()
+    logging.root.handlers.insert(0, raises)
+    list((range(3) | map_stage(logs)).results())
+    logging.root.removeHandler(raises)
+    assert keeper.messages == ["item 0", "item 2"]
+    assert "of a handler" in capsys.readouterr().err
+
+
+def test_a_handler_may_close_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            results.close()
+
+    monkeypatch.setattr(logging.root, "handlers", [Closes()])
+    results = (range(1000) | map_stage(qsize=1)(logs)).results()
+    with pytest.raises(PipekitError, match="closed while they were read"):
+        for _ in results:
+            eventually(lambda: results.stats().state != "running")
 
 
 def test_records_of_a_pipeline_inside_a_worker_arrive_with_its_names(keeper: Keeper) -> None:
@@ -126,7 +163,7 @@ def test_what_was_logged_before_a_worker_died_arrives(keeper: Keeper) -> None:
     assert keeper.messages == ["last words"]
 
 
-def test_a_worker_that_logs_faster_than_its_records_are_handled_waits() -> None:
+def test_a_worker_that_logs_faster_than_its_records_are_handled_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
 
     class Slow(Keeper):
@@ -139,14 +176,13 @@ def test_a_worker_that_logs_faster_than_its_records_are_handled_waits() -> None:
             LOGGER.warning("%d", line)
         return number
 
-    slow = Slow()
-    logging.root.addHandler(slow)
+    monkeypatch.setattr(logging.root, "handlers", [Slow()])
     results = ([1] | map_stage(logs_much)).results(stall_timeout=0.5)
-    with pytest.raises(Exception, match=r"logs_much-0: .* in wait") as caught:
-        next(results)
-    go_on.set()
-    logging.root.removeHandler(slow)
-    assert caught.value.workers[1].results == 0  # type: ignore[attr-defined]  # a Stalled
+    try:
+        with pytest.raises(Stalled, match=r"logs_much-0: .*, in logs_much"):
+            next(results)
+    finally:
+        go_on.set()
 
 
 def test_a_filter_that_raises_is_reported_and_loses_no_other_record(

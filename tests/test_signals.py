@@ -281,6 +281,22 @@ def test_workers_that_cannot_notice_it_do_not_outlive_a_parent_that_is_killed(st
         assert running.ends(within=AT_ONCE) == (-signal.SIGKILL, "", "")
 
 
+def test_ctrl_c_reaches_the_programs_that_a_stage_has_started() -> None:
+    body = """
+        import subprocess
+
+        def convert(_):
+            with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as started:
+                say("started", started.pid)
+
+        ([1] | map_stage(convert)).execute()
+        """
+    with program(body) as running:
+        running.says("started")
+        os.killpg(running.pid, signal.SIGINT)
+        assert running.ends(within=PROMISED + SLACK)[0] == -signal.SIGINT
+
+
 @pytest.mark.parametrize(("situation", "method"), _cases("compute-forkserver", "full-forkserver"))
 def test_a_program_that_catches_ctrl_c_goes_on_with_another_pipeline(situation: Situation, method: str) -> None:
     body = """

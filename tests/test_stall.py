@@ -99,7 +99,7 @@ def test_a_worker_stopped_by_a_signal_does_not_answer() -> None:
 
     error = stall([1] | map_stage(stops_itself))
     assert doing(error)["stops_itself-0"] is Doing.UNKNOWN
-    assert "1 not answering (stopped by a signal, or in native code" in str(error)
+    assert "1 not answering (stopped by a signal, in native code" in str(error)
     assert workers_alive() == []
 
 
@@ -117,7 +117,7 @@ def test_an_item_whose_repr_does_not_return_does_not_hold_up_the_error() -> None
 
     error = stall([Slow()] | map_stage(backend="thread")(waits))
     release.set()
-    assert doing(error)["waits-0"] is Doing.UNKNOWN
+    assert (error.workers[1].doing, error.workers[1].item) == (Doing.WORKING, None)
 
 
 def test_an_aggregate_that_reads_for_long_has_not_stalled(backend: str) -> None:
@@ -184,7 +184,7 @@ def test_a_stall_can_be_pickled() -> None:
     assert (str(copy), copy.workers) == (str(error), error.workers)
 
 
-@pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), True, "1"])
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), 1e12, 10**400, True, "1"])
 def test_a_limit_that_cannot_work_is_an_error_before_anything_starts(wrong: Any) -> None:
     with pytest.raises(OptionError, match="stall_timeout=.* cannot work"):
         ([1] | map_stage(same)).results(stall_timeout=wrong)

@@ -39,21 +39,24 @@ ORPHAN_GRACE = 1.0
 #: cores are busy. Measured: without asking ahead, items of 5 ms took 8 % longer, beside two programs that share the
 #: work.
 AHEAD_SECONDS = 0.02
-#: Log records that a worker may send before the parent has handled them.
+#: Log records that a worker may send before the parent has handled them, and the seconds that it waits with another.
 LOGS_AHEAD = 1000
+LOG_WAIT_SECONDS = 1.0
 
 
 def main(connection: socket.socket, stage: str, worker: str, levels: Levels | None) -> None:
     """Run one worker. Ctrl-C is the parent's affair: the process starts with SIGINT blocked, and ignores it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, _ignore)  # not SIG_IGN, which programs that the stage starts would inherit
     if callable(signal.getsignal(signal.SIGTERM)):  # a fork has the handler of the program
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)  # ... and would wake the program's event loop
     if hasattr(os, "register_at_fork"):  # a process forked by the stage must not keep the connection open
         os.register_at_fork(after_in_child=connection.close)
-        os.register_at_fork(after_in_child=faulthandler.disable)
+    connection.set_inheritable(False)  # nor one that it starts
     if not faulthandler.is_enabled():  # where native code crashes, its stack is the last that the parent hears
         faulthandler.enable(connection.fileno(), all_threads=False)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=faulthandler.disable)
     if hasattr(signal, "pthread_sigmask"):  # not on Windows
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if isinstance(sys.stdout, TextIOWrapper):  # what was printed arrives, also if this process is killed
@@ -68,17 +71,22 @@ def main(connection: socket.socket, stage: str, worker: str, levels: Levels | No
         link.finish(Outcome(describe(error, stage, worker, None, did="could not be started:")))
         return
     flusher = Flusher()
-    outcome = _run(link, task, stage, worker, flusher)
+    outcome = _run(link, task, stage, worker, levels, flusher)
     flusher.stop()
     stop_all()  # pipelines that the stage has left running
     with suppress(Released):
         link.finish(outcome)
 
 
-def _run(link: _Link, message: Message, stage: str, worker: str, flusher: Flusher) -> Outcome:
+def _ignore(signal_number: int, frame: object) -> None:
+    pass
+
+
+def _run(link: _Link, message: Message, stage: str, worker: str, levels: Levels | None, flusher: Flusher) -> Outcome:
     try:
         with loading_functions(stage):
             task = cast(Task, decode(message.body))
+        forward_logs(levels, stage, worker, link.log)  # again: modules may have set up handlers as the parent's have
     except BaseException as error:
         return Outcome(describe(error, stage, worker, None, did="could not load its function:"))
     link.loop = WorkerLoop(task, worker, link.reader if task.has_input else None, link.writer, flusher)
@@ -97,9 +105,8 @@ class _Link:
         self._worker = worker
         self._messages = MessageReader()
         self._unsent: deque[Message] = deque()
-        self._sending = (
-            threading.RLock()
-        )  # with `_busy`: a destructor or signal handler may log in the middle of a send
+        # Re-entrant, with `_busy`: a destructor or signal handler may log in the middle of a send.
+        self._sending = threading.RLock()
         self._busy = False
         self._logs = _Allowance(LOGS_AHEAD)
 
@@ -148,7 +155,7 @@ class _Link:
         return self._messages.received(size)
 
     def _serve(self, messages: list[Message]) -> None:
-        self._logs.exempt()
+        self._logs.given_by_this_thread()
         try:
             while True:
                 for message in messages:
@@ -202,29 +209,33 @@ class _Link:
 
 
 class _Allowance:
-    """How many log records may be under way; who takes one more than that waits."""
+    """How many log records may be under way."""
 
     def __init__(self, size: int) -> None:
         self._left = size
         self._lifted = False
-        self._exempt = 0  # the thread that hears of records handled must not wait for it
+        self._giver = 0  # ident of the thread that gives, once it runs
         self._changed = threading.Condition()
 
-    def exempt(self) -> None:
-        self._exempt = threading.get_ident()
+    def given_by_this_thread(self) -> None:
+        """This thread gives, and never waits: destructors that log may run in it."""
+        self._giver = threading.get_ident()
 
     def take(self) -> None:
+        """Take one; wait for it, but not without end: who logs may hold a lock that the thread needs which gives."""
         with self._changed:
-            if threading.get_ident() != self._exempt:
-                self._changed.wait_for(lambda: self._left > 0 or self._lifted)
+            if threading.get_ident() != self._giver:
+                self._changed.wait_for(lambda: self._left > 0 or self._lifted, timeout=LOG_WAIT_SECONDS)
             self._left -= 1
 
     def give(self, size: int) -> None:
+        """Give some back."""
         with self._changed:
             self._left += size
             self._changed.notify_all()
 
     def lift(self) -> None:
+        """Nobody waits any more."""
         with self._changed:
             self._lifted = True
             self._changed.notify_all()

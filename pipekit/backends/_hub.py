@@ -41,7 +41,8 @@ class Hub:
         if self._thread.ident is not None:
             self._closing = True
             self._wake()
-            self._thread.join(CLOSE_SECONDS)
+            if self._thread is not threading.current_thread():  # a destructor that it ran may close the results
+                self._thread.join(CLOSE_SECONDS)
         self._selector.close()
         self._wake_reader.close()
         self._wake_writer.close()

@@ -6,10 +6,12 @@ of the same name. Which levels are sent is what the parent's loggers were set to
 
 from __future__ import annotations
 
+import atexit
 import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, cast
 
@@ -20,8 +22,10 @@ from pipekit._pickling import decode, encode
 if TYPE_CHECKING:
     import logging
 
-#: Seconds that the handlers get at the end of a run for what has come; they go on behind it.
-LOG_SECONDS = 0.5
+#: Seconds that the handlers get at the end of a run for what has come; they go on behind it ...
+LOG_SECONDS = 0.3
+#: ... until the program ends, which waits this long.
+EXIT_SECONDS = 3.0
 
 # Loggers' names and levels; "" is the root logger, and the number is what `logging.disable` was given.
 Levels = tuple[dict[str, int], int]
@@ -40,7 +44,6 @@ def log_levels() -> Levels | None:
 def forward_logs(levels: Levels | None, stage: str, worker: str, send: Callable[[bytes], None]) -> None:
     """Have what this worker logs sent to the parent, and only there: handlers that a fork copied are not its own."""
     import logging
-    from logging.handlers import QueueHandler
 
     for logger in list(logging.root.manager.loggerDict.values()):
         if isinstance(logger, logging.Logger):
@@ -51,7 +54,24 @@ def forward_logs(levels: Levels | None, stage: str, worker: str, send: Callable[
         for name, level in names.items():
             logging.getLogger(name).setLevel(level)
         logging.disable(disabled)
-    logging.root.handlers[:] = [QueueHandler(cast("SimpleQueue[object]", _Sending(stage, worker, send)))]
+    logging.root.handlers[:] = [_sender(_Sending(stage, worker, send))]
+
+
+def _sender(sending: _Sending) -> logging.Handler:
+    from logging import LogRecord
+    from logging.handlers import QueueHandler
+
+    class Sender(QueueHandler):
+        """Without the handler's lock: who waits here with it would keep a destructor in another thread waiting, which
+        may be the thread that hears of the end of the wait."""
+
+        def handle(self, record: LogRecord) -> bool:
+            passed: object = self.filter(record)  # since Python 3.12 it may give another record
+            if passed:
+                self.emit(passed if isinstance(passed, LogRecord) else record)
+            return bool(passed)
+
+    return Sender(cast("SimpleQueue[object]", sending))
 
 
 class _Sending:
@@ -65,16 +85,18 @@ class _Sending:
     def put_nowait(self, record: logging.LogRecord) -> None:
         vars(record).setdefault("stage", self._stage)  # a pipeline inside this worker has set its own
         vars(record).setdefault("worker", self._worker)
-        try:
-            body = encode(vars(record))
-        except Exception:  # something in `extra`
-            plain = {name: _plain(value) for name, value in vars(record).items()}
-            body = encode(plain)
-        self._send(body)
+        self._send(encode({name: _travelling(value) for name, value in vars(record).items()}))
 
 
-def _plain(value: object) -> object:
-    return value if type(value) in UNCHANGING else short_repr(value)
+def _travelling(value: object) -> object:
+    """The value, or its shortened repr if it does not come out of a pickle. (Few are not plain: those of `extra`.)"""
+    if type(value) in UNCHANGING:
+        return value
+    try:
+        decode(encode(value))
+    except Exception:
+        return short_repr(value)
+    return value
 
 
 class LogReceiver:
@@ -88,23 +110,30 @@ class LogReceiver:
         """Handle a record soon, then call `handled`. Records are handled in the order in which they come."""
         self._records.put((body, handled))
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="pipekit-logs", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="pipekit-logs", daemon=True)
+            with suppress(RuntimeError):  # no more threads to be had: the next record tries again
+                thread.start()
+                self._thread = thread
 
     def close(self) -> None:
         """No more records will come; wait a moment until those that have come are handled."""
-        if self._thread is not None:
-            self._records.put(None)
+        if self._thread is None:
+            return
+        self._records.put(None)
+        if self._thread is not threading.current_thread():  # a handler may close the results
             self._thread.join(LOG_SECONDS)
+            if self._thread.is_alive():
+                atexit.register(self._thread.join, EXIT_SECONDS)
 
     def _run(self) -> None:
         while (entry := self._records.get()) is not None:
             body, handled = entry
             try:
                 _handle(body)
-            except Exception:  # of a filter, say: logging itself prints the errors of handlers in the same way
+            except BaseException:  # of a filter or a handler: the records behind it must arrive all the same
                 traceback.print_exc()
-            handled()
+            finally:
+                handled()
 
 
 def _handle(body: bytes) -> None:

@@ -395,13 +395,15 @@ class _ProcessWorker(Worker):
 
     def _death(self) -> Failure:
         items = self._items_shown()
+        crash = self._last_words()
+        status = _exit_status(self._process.exitcode, "its stack is above" if crash else "where is not known")
         return Failure(
             stage=self._stage,
             worker=self._name,
             kind=WorkerDied,
             type_name="WorkerDied",
-            message=f'The worker "{self._name}" died: {_exit_status(self._process.exitcode)}. {self._in_hand(items)}',
-            traceback=self._last_words(),
+            message=f'The worker "{self._name}" died: {status}. {self._in_hand(items)}',
+            traceback=crash,
             item=", ".join(items) or None,
             pid=self._pid,
             exception=None,
@@ -452,22 +454,26 @@ def _body(frame: Frame) -> bytes | bytearray:
     return Pickled.pack([to_part(item) for item in items]).body
 
 
-def _exit_status(status: int | None) -> str:
-    """An exit status as multiprocessing gives it (-9: by signal 9), in words, with the likely cause."""
+def _exit_status(status: int | None, where: str) -> str:
+    """An exit status as multiprocessing gives it (-9: by signal 9), in words, with the likely cause.
+
+    where: what is known of the place where native code crashed.
+    """
     if status is None:
         return "its exit status is not known"
     if status == FORK_SERVER_LOST:
         return "it exited with status 255, or the fork server, which knows the status, was killed"
     if status >= 0:
-        return f"it exited with status {status} before it had finished: its code called os._exit, or native code did so"
+        how = "its code called os._exit, or closed pipekit's connection, or native code did so"
+        return f"it exited with status {status} before it had finished: {how}"
     try:
         name = signal.Signals(-status).name
     except ValueError:
         name = "unknown"
-    return f"killed by signal {-status} ({name}{_CAUSES.get(name, '')})"
+    return f"killed by signal {-status} ({name}{_CAUSES.get(name, '').format(where)})"
 
 
-_CRASH = ", a crash in native code: its stack is above"
+_CRASH = ", a crash in native code: {}"
 _CAUSES = {
     "SIGKILL": ", usually the out-of-memory killer: check the memory that its items need, or use fewer workers",
     "SIGTERM": ", somebody asked it to end",

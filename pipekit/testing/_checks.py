@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipekit import (
+    Doing,
     ItemNotPicklable,
     NotPicklable,
     Pipeline,
@@ -63,7 +64,8 @@ class Check:
             CheckFailed: the promise is not kept.
         """
         outcome: list[BaseException | None] = []
-        thread = threading.Thread(target=self._run, args=(resolve_backend(backend), outcome), daemon=True)
+        arguments = (resolve_backend(backend), outcome)
+        thread = threading.Thread(target=self._run, args=arguments, name=f"check {self.name}", daemon=True)
         thread.start()
         thread.join(timeout)
         if not outcome:
@@ -383,7 +385,10 @@ def _leaves_nothing(backend: Backend) -> None:
     before = belongings()
     for _ in range(10):
         runs()
-    _eventually(lambda: belongings() <= before, f"threads and descriptors: {before} before, now {belongings()}")
+    _eventually(
+        lambda: all(now <= then for now, then in zip(belongings(), before, strict=True)),
+        f"threads and descriptors: {before} before, now {belongings()}",
+    )
 
 
 # -- pipelines as values
@@ -447,6 +452,7 @@ def _says_what_it_does(backend: Backend) -> None:
         list((one_item() | map_stage(backend=backend)(_plus_one)).results(stall_timeout=0.2))
     except Stalled as error:
         _expect_equal([state.worker for state in error.workers], ["source-0", "_plus_one-0"])
+        _expect(error.workers[1].doing in (Doing.READING, Doing.UNKNOWN), f"it says {error.workers[1].doing}")
     else:
         raise CheckFailed("no Stalled")
     finally:
