@@ -33,7 +33,7 @@ def check_stall_timeout(seconds: object) -> None:
     most = threading.TIMEOUT_MAX
     if seconds is not None and not (is_number and 0 < seconds <= most):  # type: ignore[operator]  # a number
         raise OptionError(
-            f"stall_timeout={short_repr(seconds)} cannot work: it must be a number of seconds above 0, or None for none"
+            f"stall_timeout={short_repr(seconds)} cannot work: it must be a number of seconds above 0, or None"
         )
 
 
