@@ -52,8 +52,7 @@ class WorkerState:
     """What a worker is doing.
 
     stage, worker: their names.
-    doing: `Doing.UNKNOWN` if it did not answer: it is stopped by a signal, or in native code that keeps the GIL, or its
-        backend cannot tell.
+    doing: `Doing.UNKNOWN` if it did not answer (see `stall_timeout`).
     seconds: since it last read a frame of items or handed one on; its current call may have begun later.
     read, results: items that its function has read and given so far.
     item: shortened repr of the item that its function has read last, or None.
