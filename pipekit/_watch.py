@@ -11,7 +11,6 @@ from itertools import chain, groupby
 from queue import Empty, SimpleQueue
 from time import monotonic
 
-from pipekit import _errors as errors
 from pipekit._channel import BlockingReader, Channel, Sleeper
 from pipekit._edge import Signal
 from pipekit._errors import OptionError, Stalled, short_repr
@@ -130,14 +129,20 @@ def _stage_lines(stage: str, states: Sequence[WorkerState]) -> Iterator[str]:
         yield f"    {state.worker}: for {state.seconds:.1f} s{item}{_innermost(state.traceback)}"
 
 
+def _is_of_a_library(call: str) -> bool:
+    installed = "site-packages" in call  # lies in the directory of Python's library, and is the user's choice
+    return call.startswith(_PIPEKIT) or (call.startswith(_PYTHON) and not installed)
+
+
 def _innermost(traceback: str) -> str:
     """The innermost call that is neither Python's library nor pipekit: there is what the user can change."""
     calls = [line.strip() for line in traceback.splitlines() if line.startswith('  File "')]
-    own = [call for call in calls if not call.startswith(_LIBRARIES) or "site-packages" in call]
+    own = [call for call in calls if not _is_of_a_library(call)]
     return f", {(own or calls)[-1]}" if calls else ""
 
 
-_LIBRARIES = tuple(f'File "{os.path.dirname(module.__file__)}{os.sep}' for module in (os, errors))  # type: ignore[type-var]
+_PYTHON = f'File "{os.path.dirname(os.__file__)}{os.sep}'
+_PIPEKIT = f'File "{os.path.dirname(__file__)}{os.sep}'
 _STALLED = (
     "nothing has moved for {:g} s although the results were waited for; the run is stopped. "
     "What its workers were doing:"
