@@ -80,7 +80,7 @@ class _InlineStage:
     def __init__(self, task: Task, before: _InlineStage | None, failures: list[Failure]) -> None:
         self._task = task
         self._failures = failures
-        self._input = None if before is None else Input(_InlineReader(before), _NoWriter(), Activity(), _nothing)
+        self._input = None if before is None else Input(_InlineReader(before), _NeverWaits(), Activity(), _nothing)
         self._results: Iterator[object] | None = None
 
     def __next__(self) -> object:
@@ -133,17 +133,10 @@ class _InlineReader:
         pass
 
 
-class _NoWriter:
-    """A `pipekit._output.Writer` that `Input` asks how long it was blocked."""
+class _NeverWaits:
+    """A `pipekit._input.Waits`: results are taken one by one."""
 
     blocked = 0.0
-    frame_size = 1
-
-    def put(self, parts: list[object]) -> None:
-        raise NotImplementedError
-
-    def offer(self, parts: list[object]) -> bool:
-        raise NotImplementedError
 
 
 def _nothing() -> None:

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from pipekit._activity import Activity
 from pipekit._errors import Released
 from pipekit._frame import Frame, part_repr
-from pipekit._output import Writer
 from pipekit._stats import Doing
 
 
@@ -29,6 +28,13 @@ class Reader(Protocol):
         """The worker reads no more; of its unfinished frame, if it has one, it has read `consumed` items."""
 
 
+class Waits(Protocol):
+    """The writing end, as far as the reading end needs it: what it has waited for room is not the function's work."""
+
+    #: Seconds so far.
+    blocked: float
+
+
 class CannotTravel(Exception):
     """An item or result that cannot travel; the reason is its `__cause__`."""
 
@@ -41,7 +47,7 @@ class CannotTravel(Exception):
 class Input:
     """The items that a stage's function reads; remembers where it stands, for messages and for giving back."""
 
-    def __init__(self, reader: Reader, writer: Writer, activity: Activity, before_waiting: Callable[[], None]) -> None:
+    def __init__(self, reader: Reader, writer: Waits, activity: Activity, before_waiting: Callable[[], None]) -> None:
         self.ended = False
         self.error: Exception | None = None  # what the function must not pass over
         self._reader = reader

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +284,9 @@ def test_a_pipeline_inside_a_worker_of_another(backend_pair: tuple[str, str]) ->
     assert sorted((range(1, 4) | map_stage(workers=2, backend=outer)(total)).results()) == [0, 1, 3]
 
 
-def test_results_closed_by_another_thread_are_an_error_for_who_reads_them(backend: str) -> None:
+@contextmanager
+def read_but_for_the_last(backend: str) -> Iterator[Results[int]]:
+    """Results of which one has been read, and the next does not come before the block ends."""
     release = threading.Event()
 
     def one_item() -> Iterator[int]:
@@ -292,11 +295,18 @@ def test_results_closed_by_another_thread_are_an_error_for_who_reads_them(backen
 
     results = (one_item() | map_stage(backend=backend)(lambda number: number)).results()
     assert next(results) == 1
-    closer = threading.Thread(target=results.close)
-    closer.start()
-    with pytest.raises(PipekitError, match="closed while they were read"):
-        next(results)
-    release.set()
+    try:
+        yield results
+    finally:
+        release.set()
+
+
+def test_results_closed_by_another_thread_are_an_error_for_who_reads_them(backend: str) -> None:
+    with read_but_for_the_last(backend) as results:
+        closer = threading.Thread(target=results.close)
+        closer.start()
+        with pytest.raises(PipekitError, match="closed while they were read"):
+            next(results)
     closer.join()
 
 
@@ -352,22 +362,14 @@ def test_statistics_may_be_asked_for_and_results_closed_by_a_signal_handler(back
 
 
 def test_results_closed_by_a_signal_handler_while_they_are_waited_for_do_not_look_complete(backend: str) -> None:
-    release = threading.Event()
-
-    def one_item() -> Iterator[int]:
-        yield 1
-        release.wait(60)
-
-    results = (one_item() | map_stage(backend=backend)(lambda number: number)).results()
-    assert next(results) == 1
-    original = signal.signal(signal.SIGALRM, lambda *_: results.close())
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
-    try:
-        with pytest.raises(PipekitError, match="closed while they were read"):
-            next(results)
-    finally:
-        signal.signal(signal.SIGALRM, original)
-        release.set()
+    with read_but_for_the_last(backend) as results:
+        original = signal.signal(signal.SIGALRM, lambda *_: results.close())
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        try:
+            with pytest.raises(PipekitError, match="closed while they were read"):
+                next(results)
+        finally:
+            signal.signal(signal.SIGALRM, original)
 
 
 def test_threads_that_take_turns_may_read_the_same_results(backend: str) -> None:

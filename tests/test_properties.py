@@ -174,19 +174,30 @@ def read(results: Iterable[int]) -> tuple[Counter[int], TaskException | None]:
     return delivered, None
 
 
+def checked_endings(
+    kind: str, count: int, declared: list[Declared], fault: Fault, *, how_inline: str
+) -> tuple[TaskException | None, TaskException | None]:
+    """The errors in plain Python, with `how_inline` for the fault, and of the run; None where it does not strike.
+
+    Asserts what holds for any fault: no more is delivered than without it, and all if it does not strike.
+    """
+    no_fault = Fault(fault.place, -1, "", "thread", None)
+    whole = Counter(run_inline(with_fault(source(kind, count), declared, no_fault, how="")))
+    _, meant = read(run_inline(with_fault(source(kind, count), declared, fault, how=how_inline)))
+    delivered, error = read(with_fault(source(kind, count), declared, fault, how=fault.how).results())
+    assert delivered <= whole
+    if meant is None:
+        assert (error, delivered) == (None, whole)
+    return meant, error
+
+
 @checked
 @given(SOURCES, COUNTS, PIPELINES, RAISED)
 def test_a_stage_that_raises_is_the_same_error_as_in_plain_python(
     kind: str, count: int, declared: list[Declared], fault: Fault
 ) -> None:
-    whole = Counter(
-        run_inline(with_fault(source(kind, count), declared, Fault(fault.place, -1, "", "thread", None), how=""))
-    )
-    _, meant = read(run_inline(with_fault(source(kind, count), declared, fault, how=fault.how)))
-    delivered, error = read(with_fault(source(kind, count), declared, fault, how=fault.how).results())
-    assert delivered <= whole
+    meant, error = checked_endings(kind, count, declared, fault, how_inline=fault.how)
     if meant is None:
-        assert (error, delivered) == (None, whole)
         return
     assert error is not None
     assert (error.stage, str(error.failure.message)) == ("faulty", str(meant.failure.message))
@@ -199,15 +210,8 @@ def test_a_stage_that_raises_is_the_same_error_as_in_plain_python(
 def test_a_worker_that_dies_is_an_error_and_doubles_nothing(
     kind: str, count: int, declared: list[Declared], fault: Fault
 ) -> None:
-    whole = Counter(
-        run_inline(with_fault(source(kind, count), declared, Fault(fault.place, -1, "", "thread", None), how=""))
-    )
-    _, meant = read(run_inline(with_fault(source(kind, count), declared, fault, how="raise")))
-    delivered, error = read(with_fault(source(kind, count), declared, fault, how=fault.how).results())
-    assert delivered <= whole
-    if meant is None:
-        assert (error, delivered) == (None, whole)
-    else:
+    meant, error = checked_endings(kind, count, declared, fault, how_inline="raise")
+    if meant is not None:
         assert isinstance(error, WorkerDied)
         assert error.stage == "faulty"
 

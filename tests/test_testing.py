@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import runpy
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipekit import StartError, map_stage
-from pipekit.backends import (
-    Backend,
-    BlockingReader,
-    BlockingWriter,
-    Executor,
-    Flusher,
-    Inbox,
-    Outbox,
-    Report,
-    Task,
-    Worker,
-    WorkerLoop,
-)
+from pipekit import StartError, ThreadBackend, map_stage
+from pipekit.backends import Backend, Executor, Frame, Inbox, Outbox, Outcome, Report, Signal, Task, Waiter, Worker
 from pipekit.testing import CHECKS, Check, CheckFailed, Faults, FaultyBackend, check_backend
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
@@ -47,14 +34,14 @@ def test_the_backend_of_the_documentation_keeps_the_contract(check: Check, docum
 
 
 class BrokenBackend(Backend):
-    """Threads that do one thing wrong."""
+    """Threads of which one thing is wrong."""
 
     name = "broken"
     remote = False
 
-    def __init__(self, *, loses: bool = False, reports: int = 1, forgets_to_report: bool = False) -> None:
+    def __init__(self, *, loses: bool = False, reports: int = 1) -> None:
         self.loses = loses
-        self.reports = 0 if forgets_to_report else reports
+        self.reports = reports
 
     def prepare(self, task: Task) -> Task:
         return task
@@ -66,49 +53,40 @@ class BrokenBackend(Backend):
 class BrokenExecutor(Executor):
     def __init__(self, backend: BrokenBackend) -> None:
         self.backend = backend
-        self.flusher = Flusher()
-        self.threads: list[threading.Thread] = []
+        self.threads = ThreadBackend().executor()
 
     def open(self, prepared: Any, name: str, inbox: Inbox | None, outbox: Outbox, report: Report) -> Worker:
-        reader = None if inbox is None else BlockingReader(inbox)
-        writer = LosingWriter(outbox, pickled=False) if self.backend.loses else BlockingWriter(outbox, pickled=False)
-        loop = WorkerLoop(prepared, name, reader, writer, self.flusher)
-
-        def run() -> None:
-            outcome = loop.run()
+        def report_so_often(outcome: Outcome) -> None:
             for _ in range(self.backend.reports):
                 report(outcome)
 
-        self.threads.append(threading.Thread(target=run, daemon=True))
-        return BrokenWorker(self.threads[-1])
+        given = LosingOutbox(outbox) if self.backend.loses else outbox
+        return self.threads.open(prepared, name, inbox, given, report_so_often)
 
     def start(self) -> None:
-        for thread in self.threads:
-            thread.start()
+        self.threads.start()
 
     def close(self) -> None:
-        self.flusher.stop()
+        self.threads.close()
 
 
-class BrokenWorker(Worker):
-    def __init__(self, thread: threading.Thread) -> None:
-        self.thread = thread
+class LosingOutbox:
+    """Loses the last result of each frame that has several."""
 
-    def abort(self) -> None:
-        pass
+    def __init__(self, outbox: Outbox) -> None:
+        self.outbox = outbox
 
-    def kill(self) -> None:
-        pass
+    @property
+    def frame_size(self) -> int:
+        return self.outbox.frame_size
 
-    def join(self, timeout: float) -> bool:
-        if self.thread.ident is not None:
-            self.thread.join(timeout)
-        return not self.thread.is_alive()
+    def put(self, waiter: Waiter, frame: Frame) -> Signal | None:
+        assert isinstance(frame.payload, list)
+        parts = frame.payload[:-1] or frame.payload
+        return self.outbox.put(waiter, Frame(frame.sequence, len(parts), parts))
 
-
-class LosingWriter(BlockingWriter):
-    def put(self, parts: list[object]) -> None:
-        super().put(parts[:-1] or parts)
+    def offer(self, frame: Frame) -> bool:
+        return False
 
 
 def named(name: str) -> Check:
@@ -131,7 +109,7 @@ def test_a_check_that_hangs_fails_and_shows_where_the_threads_are() -> None:
     results: list[Any] = []
     check = Check("hangs", "it ends", lambda backend: _hang(backend, results))
     with pytest.raises(CheckFailed, match=r"hangs; after 0.5 s the threads are here:\n[\s\S]*in _hang"):
-        check(BrokenBackend(forgets_to_report=True), timeout=0.5)
+        check(BrokenBackend(reports=0), timeout=0.5)
     results[0].close()
 
 
