@@ -19,6 +19,10 @@ from pipekit._errors import Stalled as Stalled
 from pipekit._errors import StartError as StartError
 from pipekit._errors import TaskException as TaskException
 from pipekit._errors import WorkerDied as WorkerDied
+from pipekit._fan import merge as merge
+from pipekit._fan import route as route
+from pipekit._fan import tee as tee
+from pipekit._graph import DROP as DROP
 from pipekit._graph import Options as Options
 from pipekit._inline import run_inline as run_inline
 from pipekit._pipeline import NoInput as NoInput
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DROP",
     "BackendUnavailable",
     "Cancelled",
     "Doing",
@@ -69,12 +74,15 @@ __all__ = [
     "WorkerNames",
     "WorkerState",
     "map_stage",
+    "merge",
+    "route",
     "run_inline",
     "stage",
+    "tee",
 ]
 
 for _name in __all__:  # the name that users import is the one that messages show
-    if _name in globals():
+    if callable(globals().get(_name)):
         globals()[_name].__module__ = __name__
 del _name
 

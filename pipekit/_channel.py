@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from time import perf_counter
 from typing import TypeVar, cast
 
@@ -33,6 +34,16 @@ class Channel:
     def frame_size(self) -> int:
         """Items that writers should put into a frame now; a hint, read without the lock."""
         return self._edge.frame_size
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether no reader is left; read without the lock."""
+        return self._edge.is_closed
+
+    @property
+    def entered(self) -> int:
+        """Items let in so far; read without the lock."""
+        return self._edge.entered
 
     def put(self, waiter: Waiter, frame: Frame) -> Signal | None:
         return self._do(self._edge.put, waiter, frame)
@@ -88,6 +99,24 @@ class Channel:
             except IndexError:  # also where another thread was faster
                 return
             waiter.wake(answer)
+
+
+def offer_to_all(channels: Sequence[Channel], frame: Frame) -> bool:
+    """Let `frame` into all channels that have readers, if that needs no waiting.
+
+    Holds all their locks at once: whoever calls this has the channels in the order of the plan.
+    """
+    with ExitStack() as locks:
+        for channel in channels:
+            locks.enter_context(channel._lock)
+        edges = [channel._edge for channel in channels if not channel.is_closed]
+        if not edges or not all(edge.accepts(frame.count) for edge in edges):
+            return False
+        for edge in edges:
+            edge.offer(frame)
+    for channel in channels:
+        channel._deliver()
+    return True
 
 
 class Sleeper:
@@ -175,15 +204,16 @@ class BlockingWriter:
     def frame_size(self) -> int:
         return self._channel.frame_size
 
-    def put(self, parts: list[object]) -> None:
+    def put(self, parts: list[object]) -> bool:
         answer: Frame | Signal | None = self._channel.put(self._sleeper, self._frame(parts))
         if answer is None:
             started = perf_counter()
             answer = self._sleeper.sleep()
             self.blocked += perf_counter() - started
-        if answer is not Signal.OK:
+        if answer is Signal.CANCELLED:
             raise Released
         self._sequence += 1
+        return answer is Signal.OK
 
     def offer(self, parts: list[object]) -> bool:
         accepted = self._channel.offer(self._frame(parts))

@@ -82,6 +82,11 @@ class Edge:
         return self._pace.size
 
     @property
+    def is_closed(self) -> bool:
+        """Whether no reader is left."""
+        return self._refuses is Signal.CLOSED
+
+    @property
     def lent(self) -> int:
         """Items in the hands of readers, not yet taken for good."""
         return self._lent
@@ -98,9 +103,13 @@ class Edge:
         self._admit(frame)
         return Signal.OK
 
+    def accepts(self, items: int) -> bool:
+        """Whether a frame of so many items can be let in without waiting."""
+        return self._refuses is None and not self._putters and self._has_room(items)
+
     def offer(self, frame: Frame) -> bool:
         """Let `frame` in if that needs no waiting."""
-        if self._refuses is not None or self._putters or not self._has_room(frame.count):
+        if not self.accepts(frame.count):
             return False
         self._admit(frame)
         return True

@@ -135,7 +135,7 @@ class TaskException(PipekitError):  # the seed library's name
     Attributes:
         stage: name of the stage.
         worker: name of the worker, `<stage>-<index>`.
-        item: shortened `repr` of the item that the worker had read last, or None if it had read none.
+        item: shortened `repr` of the item that the worker had read last, or could find no branch for, or None.
         failure: the whole record of the first failure.
         others: records of the failures that came after it.
     """
@@ -150,7 +150,7 @@ class TaskException(PipekitError):  # the seed library's name
         self.failure = failure
         self.others = tuple(others)
         if failure.item is not None and not issubclass(failure.kind, WorkerDied):  # its message has the items
-            self.add_note(f'worker "{failure.worker}" (pid {failure.pid}) had last read the item {failure.item}')
+            self.add_note(f'worker "{failure.worker}" (pid {failure.pid}) was at the item {failure.item}')
         self.add_note(self._advice)
 
     @staticmethod

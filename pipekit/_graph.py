@@ -1,15 +1,20 @@
-"""What a user declares, as plain values: nodes with options. Starts nothing, knows nothing of running."""
+"""What a user declares, as plain values: nodes with options, and how they are joined. Starts nothing.
+
+A graph is made of parts: a node; a series; a tee or a route, whose branches are parts; a merge of parts.
+"""
 
 from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from enum import Enum
 from functools import partial
-from typing import Any
+from typing import Any, Final, Literal, TypeAlias
 
 from pipekit._errors import OptionError, PipelineError, SignatureError, short_repr
+from pipekit._pickling import decorated_name, import_decorated
 from pipekit._task import Kind
 from pipekit.backends._base import Backend
 from pipekit.backends._registry import check_backend_name
@@ -24,11 +29,15 @@ class Options:
     workers: how many workers run the stage at the same time.
     qsize: how many of its results may wait for the next stage; 0 for no limit, None for pipekit's choice.
     backend: a name, or a Backend object.
+    key: of an item; items with equal keys go to the same worker. None: to any.
+    name: the stage's name, None for its function's.
     """
 
     workers: int = 1
     qsize: int | None = None
     backend: str | Backend = "process"
+    key: Callable[[Any], object] | None = None
+    name: str | None = None
 
     def __post_init__(self) -> None:
         _check_count("workers", self.workers, least=1, hint="1 or more")
@@ -38,6 +47,10 @@ class Options:
             check_backend_name(self.backend)
         elif not isinstance(self.backend, Backend):
             raise OptionError(f"backend must be a name or a Backend object, not {self.backend!r}")
+        if self.key is not None and not callable(self.key):
+            raise OptionError(f"key={short_repr(self.key)} cannot work: it must be a function of an item, or None")
+        if self.name is not None:
+            check_name(self.name)
 
     def changed(self, given: Mapping[str, Any]) -> Options:
         """These options with the given ones changed."""
@@ -46,6 +59,12 @@ class Options:
             if name not in known:
                 raise SignatureError(f"there is no option {name!r}: the options are {', '.join(known)}")
         return replace(self, **given)
+
+
+def check_name(name: object) -> None:
+    """Raise OptionError unless it can be the name of a stage."""
+    if not isinstance(name, str) or not name.isprintable() or not name.strip():
+        raise OptionError(f"name={short_repr(name)} cannot work: it must be text of one line that is not empty")
 
 
 def _check_count(name: str, value: object, *, least: int, hint: str) -> None:
@@ -57,7 +76,7 @@ def _check_count(name: str, value: object, *, least: int, hint: str) -> None:
 class Node:
     """One stage of a graph: its function with its arguments, and its options."""
 
-    name: str
+    function_name: str
     kind: Kind
     function: Callable[..., Any]
     args: tuple[Any, ...] = ()
@@ -65,6 +84,10 @@ class Node:
     options: Options = Options()
     skip_errors: bool = False
     is_source: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.options.name or self.function_name
 
     def check_arguments(self, inputs: int) -> None:
         """Raise SignatureError unless the function can be called with `inputs` input and its arguments."""
@@ -85,6 +108,75 @@ class Node:
         except TypeError as error:
             return str(error)
         return None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        named = decorated_name(self.function)
+        values = {option.name: getattr(self, option.name) for option in fields(self)}
+        if named is not None:
+            values["function"] = _not_here
+        return _restore_node, (values, named)
+
+
+def _restore_node(values: dict[str, Any], named: tuple[str, str] | None) -> Node:
+    """Unpickle; `named` are module and name of a decorated function, which is a stage there, not a function."""
+    if named is not None:
+        values["function"] = import_decorated(*named)
+    return Node(**values)
+
+
+def _not_here() -> None:
+    """Stands for a function that is pickled by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One part after the other."""
+
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tee:
+    """Each item goes to every branch."""
+
+    name: str
+    branches: tuple[Part, ...]
+
+
+class Drop(Enum):
+    """The type of DROP."""
+
+    DROP = "DROP"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+#: `route(..., default=DROP)`: leave out the items whose key has no branch.
+DROP: Final = Drop.DROP
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Each item goes to the branch whose key `choose` gives for it.
+
+    default: for items with other keys; None: they are a failure.
+    """
+
+    name: str
+    choose: Callable[[Any], object]
+    branches: Mapping[Hashable, Part]
+    default: Part | Literal[Drop.DROP] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Parts that have their sources."""
+
+    parts: tuple[Part, ...]
+
+
+Part: TypeAlias = Node | Series | Tee | Route | Merge
 
 
 @dataclass(eq=False, slots=True)
@@ -113,6 +205,48 @@ def source_node(source: Iterable[Any]) -> Node:
     """The node that reads an iterable, in a thread of the caller's process."""
     read: Callable[[], Iterator[Any]] = OneShot(source) if isinstance(source, Iterator) else partial(iter, source)
     return Node(SOURCE_NAME, Kind.ITERATOR, read, options=Options(backend="thread"), is_source=True)
+
+
+def check_open(part: Part) -> None:
+    """Raise SignatureError unless the part can take items from what stands left of it."""
+    if isinstance(part, Series):
+        check_open(part.parts[0])
+    elif isinstance(part, Node):
+        if part.is_source:
+            raise SignatureError(f"{written(part)} has a source already, so nothing can be joined to its left")
+        part.check_arguments(inputs=1)
+    elif isinstance(part, Merge):
+        raise SignatureError(f"{written(part)} has its sources already, so nothing can be joined to its left")
+
+
+def check_closed(part: Part) -> None:
+    """Raise SignatureError if the part needs an input."""
+    if isinstance(part, Series):
+        check_closed(part.parts[0])
+    elif isinstance(part, Node):
+        problem = "it maps items" if part.kind is Kind.MAP else part.argument_problem(inputs=0)
+        if problem is not None:
+            raise _needs_input(part.name, problem)
+        if part.options.key is not None:
+            raise SignatureError(f"stage {part.name!r} has a key=, but it stands first: there are no items to divide")
+    elif not isinstance(part, Merge):
+        raise _needs_input(part.name, "it passes on what it gets")
+
+
+def _needs_input(name: str, problem: str) -> SignatureError:
+    return SignatureError(
+        f"the pipeline starts with stage {name!r}, which needs an input ({problem}): "
+        f"give it one with `iterable | {name}`"
+    )
+
+
+def written(part: Part) -> str:
+    """The part as one would write it."""
+    if isinstance(part, Series):
+        return " | ".join(map(written, part.parts))
+    if isinstance(part, Merge):
+        return f"merge({', '.join(map(written, part.parts))})"
+    return part.name
 
 
 def check_callable(function: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from functools import partial
@@ -10,12 +11,12 @@ from typing import Any, TypeVar
 from pipekit._activity import Activity
 from pipekit._errors import Failure, Released, SignatureError, short_repr
 from pipekit._frame import Frame
-from pipekit._graph import OneShot
+from pipekit._graph import check_closed
 from pipekit._input import Input
+from pipekit._layout import Layout, Place, lay_out
 from pipekit._pipeline import Joinable, NoInput, Pipeline
-from pipekit._plan import check_chain, make_task
+from pipekit._plan import make_task
 from pipekit._stage import Stage
-from pipekit._task import Task
 from pipekit._worker import call_function, check_nothing_hidden, close_generator, describe
 
 T = TypeVar("T")
@@ -25,7 +26,8 @@ def run_inline(pipeline: Pipeline[NoInput, T] | Stage[NoInput, T]) -> Generator[
     """Run a pipeline in this thread, an item at a time, each stage once: to debug it, or to compare.
 
     Options are not looked at: no worker is started, nothing is pickled, and an item passes through all stages before
-    the next is read. Breakpoints, profilers and post-mortem debugging work as in any Python code.
+    the next is read. (A stage that asks for more than one gets them: what the others are to read meanwhile waits.)
+    Breakpoints, profilers and post-mortem debugging work as in any Python code.
 
     Args:
         pipeline: one that has its source.
@@ -35,64 +37,115 @@ def run_inline(pipeline: Pipeline[NoInput, T] | Stage[NoInput, T]) -> Generator[
 
     Raises:
         SignatureError: a stage cannot be called in its place.
-        PipelineError: the source is an iterator that an earlier run has read.
+        PipelineError: the source is an iterator that an earlier run has read, or stands twice in the graph.
         TaskException: from the iterator, when a stage failed, as from `results()`; but a KeyboardInterrupt comes as it
             is, whoever raised it.
     """
     if not isinstance(pipeline, Joinable):
         raise SignatureError(f"run_inline runs a pipeline or a stage, not {short_repr(pipeline)}")
-    nodes = pipeline._nodes()
-    check_chain(nodes)
-    if isinstance(nodes[0].function, OneShot):
-        nodes[0].function.claim()
-    failures: list[Failure] = []
-    stages: list[_InlineStage] = []
-    for node in nodes:
-        task = make_task(node, has_input=bool(stages), encode=False)
-        stages.append(_InlineStage(task, stages[-1] if stages else None, failures))
-    return _results(stages, failures)
+    check_closed(pipeline._part())
+    layout = lay_out(pipeline._part())
+    for source in layout.one_shots():
+        source.claim()
+    return _results(_InlineRun(layout))
 
 
-def _results(stages: list[_InlineStage], failures: list[Failure]) -> Generator[Any, None, None]:
+def _results(run: _InlineRun) -> Generator[Any, None, None]:
     try:
         while True:
             try:
-                item = next(stages[-1])
+                item = run.next_item(run.consumer)
             except StopIteration:
                 break
             except Released:
-                if not failures:  # of a run around this one, whose items this one reads
+                if not run.failures:  # of a run around this one, whose items this one reads
                     raise
                 break
-            if failures:  # of a stage before this one, which passes over it
+            if run.failures:  # of a stage before this one, which passes over it
                 break
             yield item
     finally:
-        for stage in reversed(stages):
+        for stage in reversed(run.stages):
             stage.close()
-    if failures:
-        raise failures[0].to_exception(failures[1:])
+    if run.failures:
+        raise run.failures[0].to_exception(run.failures[1:])
+
+
+class _InlineRun:
+    """The stages of a graph, and what waits for each of them. Whoever needs an item makes others give theirs."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.failures: list[Failure] = []
+        self.consumer = layout.consumer
+        self.stages = [_InlineStage(self, number, layout) for number in range(layout.consumer)]
+        self._waiting: list[deque[object]] = [deque() for _ in range(layout.consumer + 1)]
+        # Whoever gives to each, the one whose turn it is first.
+        self._givers = [
+            deque(stage for stage in self.stages if reader in set(stage.place.outlet.leaves()))
+            for reader in range(layout.consumer + 1)
+        ]
+
+    def next_item(self, reader: int) -> object:
+        """The next item for a stage, or for the consumer; raises StopIteration at the end."""
+        while not self._waiting[reader]:
+            if not any(not giver.ended for giver in self._givers[reader]):
+                raise StopIteration
+            self._let_one_give(reader)
+        return self._waiting[reader].popleft()
+
+    def _let_one_give(self, reader: int) -> None:
+        """One result more, from somebody before `reader`.
+
+        First from those for whom an item waits: a branch that gets none must not read everything for the others.
+        """
+        givers = self._givers[reader]
+        givers.rotate(-1)
+        alive = [giver for giver in givers if not giver.ended]
+        ready = [giver for giver in alive if self._is_ready(giver.number)]
+        if ready:
+            self._take_result(ready[0])
+        else:
+            self._let_one_give(alive[0].number)
+
+    def _is_ready(self, number: int) -> bool:
+        return bool(self._waiting[number]) or all(giver.ended for giver in self._givers[number])
+
+    def _take_result(self, giver: _InlineStage) -> None:
+        try:
+            result, numbers = giver.next_result()
+        except StopIteration:
+            return
+        for number in numbers:
+            if number == self.consumer or not self.stages[number].ended:
+                self._waiting[number].append(result)
 
 
 class _InlineStage:
-    """The results of a stage. When one fails, its failure is kept, and those behind it are released as workers are."""
+    """A stage in a run. When one fails, its failure is kept, and those behind it are released as workers are."""
 
-    def __init__(self, task: Task, before: _InlineStage | None, failures: list[Failure]) -> None:
-        self._task = task
-        self._failures = failures
-        self._input = None if before is None else Input(_InlineReader(before), _NeverWaits(), Activity(), _nothing)
+    def __init__(self, run: _InlineRun, number: int, layout: Layout) -> None:
+        self.number = number
+        self.place: Place = layout.places[number]
+        self.ended = False
+        self._run = run
+        has_input = number in layout.readers()
+        self._task = make_task(self.place, has_input=has_input, encode=(False,), outlet=None)
+        reader = _InlineReader(partial(run.next_item, number))
+        self._input = Input(reader, _NeverWaits(), Activity(), _nothing) if has_input else None
         self._results: Iterator[object] | None = None
 
-    def __next__(self) -> object:
-        if self._failures:
+    def next_result(self) -> tuple[object, tuple[int, ...]]:
+        """The next result, and who is to read it; raises StopIteration at the end."""
+        if self._run.failures:
             raise Released
         if self._results is None:
             self._results = self._guarded(partial(call_function, self._task, self._input))
         result = self._guarded(partial(next, self._results, _END))
         if result is _END:
+            self.ended = True
             self._guarded(partial(check_nothing_hidden, self._task, self._input))
             raise StopIteration
-        return result
+        return result, self._guarded(partial(self.place.outlet, result))
 
     def close(self) -> None:
         """Run the function's `finally` blocks if it has not ended."""
@@ -107,7 +160,7 @@ class _InlineStage:
             raise
         except BaseException as error:
             item = None if self._input is None else self._input.last_item()
-            self._failures.append(describe(error, self._task.stage, f"{self._task.stage}-0", item))
+            self._run.failures.append(describe(error, self.place.name, f"{self.place.name}-0", item))
             raise Released from None
 
 
@@ -115,14 +168,14 @@ _END = object()
 
 
 class _InlineReader:
-    """A `pipekit._input.Reader` of the results of the stage before."""
+    """A `pipekit._input.Reader` of items that are made when they are asked for."""
 
-    def __init__(self, before: _InlineStage) -> None:
-        self._before = before
+    def __init__(self, next_item: Callable[[], object]) -> None:
+        self._next_item = next_item
 
     def get(self, before_waiting: Callable[[], None]) -> Frame | None:
         try:
-            return Frame(0, 1, [next(self._before)])
+            return Frame(0, 1, [self._next_item()])
         except StopIteration:
             return None
 

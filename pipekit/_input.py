@@ -31,8 +31,9 @@ class Reader(Protocol):
 class Waits(Protocol):
     """The writing end, as far as the reading end needs it: what it has waited for room is not the function's work."""
 
-    #: Seconds so far.
-    blocked: float
+    @property
+    def blocked(self) -> float:
+        """Seconds so far."""
 
 
 class CannotTravel(Exception):

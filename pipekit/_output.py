@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 from pipekit._activity import Activity
 from pipekit._errors import Released
@@ -22,7 +22,7 @@ STOP_SECONDS = 1.0
 
 
 class Writer(Protocol):
-    """Where a worker's results go."""
+    """Where a worker's results go: the writing end of an outbox."""
 
     #: Seconds that `put` has waited so far.
     blocked: float
@@ -31,8 +31,8 @@ class Writer(Protocol):
     def frame_size(self) -> int:
         """Results that a frame should hold now."""
 
-    def put(self, parts: list[object]) -> None:
-        """Hand on a frame, waiting for room; raises Released if nobody wants it."""
+    def put(self, parts: list[object]) -> bool:
+        """Hand on a frame, waiting for room; False if nobody reads there any more. Raises Released if cancelled."""
 
     def offer(self, parts: list[object]) -> bool:
         """Hand on a frame if that needs no waiting."""
@@ -90,38 +90,66 @@ def _started(target: Callable[[], None]) -> threading.Thread | None:
 
 
 class Output:
-    """Collects a worker's results into frames."""
+    """Collects a worker's results into frames, for one writer or for several.
 
-    def __init__(self, writer: Writer, flusher: Flusher, activity: Activity) -> None:
-        self._writer = writer
+    addressed: each result comes as pairs (index of a writer, part), one for each writer that it goes to.
+    """
+
+    def __init__(self, writers: Sequence[Writer], flusher: Flusher, activity: Activity, *, addressed: bool) -> None:
+        self._collections = [_Collection(writer) for writer in writers]
+        self._collect = self._collect_addressed if addressed else self._collect_all
         self._flusher = flusher
         self._activity = activity
         self._pace = Pace(1 << 20, WRITER_SECONDS)
-        self._earlier = 0  # results before those in `_parts`
-        self._lock = threading.Lock()
-        # Only the worker's thread appends, in C, without the lock; whoever sends takes what lies beyond `_sent`, under
-        # the lock. Assumes that a list may be sliced while another thread appends to it: true with the GIL, and on
-        # free-threaded builds by the list's own lock.
-        self._parts: list[object] = []
-        self._sent = 0
+        self._addressed = 0  # results that came as pairs
+
+    @property
+    def blocked(self) -> float:
+        """Seconds that the worker has waited for room."""
+        return sum(collection.writer.blocked for collection in self._collections)
+
+    @property
+    def results(self) -> int:
+        """Results that the function has given."""
+        return self._addressed or self._collections[0].collected
 
     def pump(self, results: Iterator[object]) -> bool:
-        """Hand on one frame of results; False when there are no more."""
-        size = min(self._writer.frame_size, self._pace.size)
-        blocked = self._writer.blocked
+        """Hand on about a frame of results; False when there are no more."""
+        size = min(self._pace.size, self._most())
+        blocked = self.blocked
         started = perf_counter()
         if size > 1:
             self._flusher.watch(self)
         try:
-            self._parts.extend(islice(results, size))
+            produced = self._collect(islice(results, size))
         finally:
             if size > 1:
                 self._flusher.unwatch(self)
-        produced = len(self._parts)
-        self._pace.measured(produced or 1, perf_counter() - started - (self._writer.blocked - blocked))
+        self._pace.measured(produced or 1, perf_counter() - started - (self.blocked - blocked))
         self.flush()
-        self._clear()
+        for collection in self._collections:
+            collection.clear()
         return produced == size
+
+    def _most(self) -> int:
+        """What is collected for one writer is one frame. Of several, each gets its frames when they are full."""
+        return max(collection.writer.frame_size for collection in self._collections)
+
+    def _collect_all(self, parts: Iterator[object]) -> int:
+        (collection,) = self._collections
+        collection.parts.extend(parts)
+        return len(collection.parts)
+
+    def _collect_addressed(self, results: Iterator[Any]) -> int:
+        before = self._addressed
+        for pairs in results:
+            self._addressed += 1
+            for index, part in pairs:
+                collection = self._collections[index]
+                collection.parts.append(part)
+                if collection.is_full():
+                    self._flush(collection)
+        return self._addressed - before
 
     def flush_before_waiting(self) -> None:
         """Hand on what is collected, for a worker that is about to wait for input.
@@ -133,14 +161,21 @@ class Output:
 
     def flush(self) -> None:
         """Hand on what is collected; waits for room."""
-        with self._lock:
-            parts = self._take()
+        if len(self._collections) > 1:
+            self.offer()  # a writer without room does not keep the results for the others waiting
+        for collection in self._collections:
+            self._flush(collection)
+
+    def _flush(self, collection: _Collection) -> None:
+        parts = collection.take()
         if not parts:
             return
         doing, _ = self._activity.now
         self._activity.begin(Doing.WRITING)
         try:
-            self._writer.put(parts)
+            collection.wanted = collection.wanted and collection.writer.put(parts)
+            if not any(one.wanted for one in self._collections):
+                raise Released
         except Released:
             self._activity.released = True
             raise
@@ -148,29 +183,55 @@ class Output:
 
     def offer(self) -> None:
         """Hand on what is collected if that needs no waiting; for the flusher's thread."""
+        for collection in self._collections:
+            collection.offer()
+
+
+class _Collection:
+    """What is collected for one writer."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+        self.wanted = True  # somebody reads there
+        self._earlier = 0  # results before those in `parts`
+        self._lock = threading.Lock()
+        # Only the worker's thread appends, in C, without the lock; whoever sends takes what lies beyond `_sent`, under
+        # the lock. Assumes that a list may be sliced while another thread appends to it: true with the GIL, and on
+        # free-threaded builds by the list's own lock.
+        self.parts: list[object] = []
+        self._sent = 0
+
+    @property
+    def collected(self) -> int:
+        with self._lock:
+            return self._earlier + len(self.parts)
+
+    def is_full(self) -> bool:
+        return len(self.parts) - self._sent >= self.writer.frame_size
+
+    def take(self) -> list[object]:
+        """What has not been handed on."""
+        with self._lock:
+            return self._take()
+
+    def offer(self) -> None:
         with self._lock:
             sent = self._sent
             try:
                 parts = self._take()
-                accepted = not parts or self._writer.offer(parts)
+                accepted = not parts or self.writer.offer(parts)
             except (Exception, Released):  # no memory to pack them, say: the worker's own `flush` meets it again
                 accepted = False
             if not accepted:
                 self._sent = sent
 
-    def _take(self) -> list[object]:
-        parts = self._parts[self._sent :]
-        self._sent += len(parts)
-        return parts
-
-    def _clear(self) -> None:
+    def clear(self) -> None:
         with self._lock:
-            self._earlier += len(self._parts)
-            self._parts = []
+            self._earlier += len(self.parts)
+            self.parts = []
             self._sent = 0
 
-    @property
-    def results(self) -> int:
-        """Results that the function has given."""
-        with self._lock:
-            return self._earlier + len(self._parts)
+    def _take(self) -> list[object]:
+        parts = self.parts[self._sent :]
+        self._sent += len(parts)
+        return parts

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, final
 from typing_extensions import TypeVar
 
 from pipekit._errors import SignatureError, short_repr
-from pipekit._graph import Node, source_node
+from pipekit._graph import Part, Series, check_open, source_node, written
 from pipekit._plan import Plan, compile_plan
 from pipekit._results import Results
 from pipekit._run import Run
@@ -44,7 +44,7 @@ class Joinable:
                 "(A dict view iterates over what stands right of `|`: write `list(view) | stage`)"
             )
 
-    def _nodes(self) -> tuple[Node, ...]:
+    def _part(self) -> Part:
         raise NotImplementedError
 
 
@@ -54,11 +54,11 @@ class Pipeline(Joinable, Generic[In, Out]):
     `Pipeline[In, Out]` reads items of type In; one that has a source is a `Pipeline[NoInput, Out]`.
     """
 
-    def __init__(self, nodes: tuple[Node, ...]) -> None:
-        self._chain = nodes
+    def __init__(self, graph: Part) -> None:
+        self._graph = graph
 
-    def _nodes(self) -> tuple[Node, ...]:
-        return self._chain
+    def _part(self) -> Part:
+        return self._graph
 
     def __or__(self: Pipeline[A, B], other: Stage[B, C] | Pipeline[B, C]) -> Pipeline[A, C]:
         return join(self, other)
@@ -96,10 +96,10 @@ class Pipeline(Joinable, Generic[In, Out]):
 
     def plan(self: Pipeline[NoInput, B]) -> Plan:
         """What would run: compiles without starting anything. `print(pipe.plan().explain())` shows it."""
-        return compile_plan(self._nodes())
+        return compile_plan(self._graph)
 
     def __repr__(self) -> str:
-        return f"<Pipeline {' | '.join(node.name for node in self._chain)}>"
+        return f"<Pipeline {written(self._graph)}>"
 
 
 def join(left: Joinable, right: Joinable) -> Pipeline[Any, Any]:
@@ -109,26 +109,32 @@ def join(left: Joinable, right: Joinable) -> Pipeline[Any, Any]:
             f"{short_repr(right)} cannot stand right of `|`: that must be a stage or a pipeline; "
             "make a function one with `stage` or `map_stage`"
         )
-    first = right._nodes()[0]
-    if first.is_source:
-        raise SignatureError(f"{right!r} has a source already, so nothing can be joined to its left")
-    first.check_arguments(inputs=1)
-    return Pipeline(left._nodes() + right._nodes())
+    check_open(right._part())
+    return Pipeline(Series((*_steps(left._part()), *_steps(right._part()))))
+
+
+def _steps(part: Part) -> tuple[Part, ...]:
+    return part.parts if isinstance(part, Series) else (part,)
 
 
 def feed(source: Iterable[Any], right: Joinable) -> Pipeline[NoInput, Any]:
     """`source | right` for an iterable."""
-    if not isinstance(source, Iterable) and not hasattr(source, "__getitem__"):
+    if not is_iterable(source):
         raise SignatureError(
             f"{short_repr(source)} cannot stand left of `|`: that must be an iterable, a stage or a pipeline"
         )
-    return join(Pipeline((source_node(source),)), right)
+    return join(Pipeline(source_node(source)), right)
+
+
+def is_iterable(source: object) -> bool:
+    """Whether it can be read as a source."""
+    return isinstance(source, Iterable) or hasattr(source, "__getitem__")
 
 
 def start(pipeline: Joinable, stall_timeout: float | None) -> Results[Any]:
     """Compile and start."""
     check_stall_timeout(stall_timeout)
-    run = Run(compile_plan(pipeline._nodes()))
+    run = Run(compile_plan(pipeline._part()))
     run.start()
     return Results._of(run, stall_timeout)
 

@@ -1,16 +1,16 @@
-"""The compiler: from declared nodes to a plan, stages bound to backends and edges to limits. Starts nothing."""
+"""The compiler: from a laid out graph to a plan, stages bound to backends and edges to limits. Starts nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from pipekit._edge import Limits
-from pipekit._errors import SignatureError
-from pipekit._graph import Node, OneShot
-from pipekit._task import Kind, Task
+from pipekit._graph import Node, OneShot, Options, Part, check_closed
+from pipekit._layout import Layout, Place, lay_out
+from pipekit._outlet import Outlet, To, to_all, to_keyed
+from pipekit._task import Task
 from pipekit.backends._base import Backend
 from pipekit.backends._registry import resolve_backend
 
@@ -24,16 +24,33 @@ FRAME_LIMIT = 1024
 class PlannedStage:
     """A stage bound to its backend.
 
-    input, output: indices into the plan's edges; the first stage has no input.
+    name: its own in the graph.
+    branches: those that it is in, innermost first.
     prepared: what the backend made of the task.
+    inputs: the edge that each worker reads, indices into the plan's edges; empty for a stage without input.
+    outboxes: what a worker puts into an outbox goes into each of its edges.
+    outlet: the outboxes that a result goes to.
     """
 
     name: str
+    branches: tuple[str, ...]
     workers: int
     backend: Backend
     prepared: Any
-    input: int | None
-    output: int
+    inputs: tuple[int, ...]
+    outboxes: tuple[tuple[int, ...], ...]
+    outlet: Outlet
+
+    def input_of(self, worker: int) -> int | None:
+        """The edge that a worker reads, by the worker's index."""
+        if not self.inputs:
+            return None
+        return self.inputs[worker] if len(self.inputs) > 1 else self.inputs[0]
+
+    @property
+    def outputs(self) -> set[int]:
+        """All edges that its results may go to."""
+        return {edge for edges in self.outboxes for edge in edges}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +72,16 @@ class Plan:
 
     stages: tuple[PlannedStage, ...]
     edges: tuple[PlannedEdge, ...]
-    one_shot: OneShot | None
+    one_shots: tuple[OneShot, ...]
 
     def explain(self) -> str:
-        """The plan as text, a line a stage."""
-        return "\n".join(
-            f"{stage.name}: {stage.workers} x {stage.backend.name}, {_queue(self.edges[stage.output].qsize)}"
-            for stage in self.stages
-        )
+        """The plan as text, a line a stage: workers, backend, where its results go, the queue on the way."""
+        return "\n".join(map(self._line, self.stages))
+
+    def _line(self, stage: PlannedStage) -> str:
+        queues = {_queue(self.edges[edge].qsize) for edge in stage.outputs}
+        each = " each" if len(stage.outputs) > 1 else ""
+        return f"{stage.name}: {stage.workers} x {stage.backend.name}, {' or '.join(sorted(queues))}{each}"
 
 
 def _queue(qsize: int | None) -> str:
@@ -71,59 +90,139 @@ def _queue(qsize: int | None) -> str:
     return f"queue of {qsize} items" if qsize else "queue without limit"
 
 
-def compile_plan(nodes: Sequence[Node]) -> Plan:
-    """Bind a closed chain of nodes.
+def compile_plan(part: Part) -> Plan:
+    """Bind a graph that has its sources.
 
     Raises:
-        SignatureError: the first stage needs an input, or another cannot take one.
+        SignatureError: a stage that stands first needs an input.
+        PipelineError: an iterator is the source of two stages.
         BackendUnavailable, NotPicklable: a stage cannot run where it asks to.
     """
-    check_chain(nodes)
-    backends = [resolve_backend(node.options.backend) for node in nodes]
-    leaves_pickled = [reader.remote and not writer.remote for writer, reader in pairwise(backends)]
-    stages = []
-    for index, (node, backend) in enumerate(zip(nodes, backends, strict=True)):
-        encode = backend.remote or (index < len(leaves_pickled) and leaves_pickled[index])
-        prepared = backend.prepare(make_task(node, has_input=index > 0, encode=encode))
-        source = index - 1 if index > 0 else None
-        stages.append(PlannedStage(node.name, node.options.workers, backend, prepared, source, index))
-    writers = [node.options.workers for node in nodes]
-    readers = [*writers[1:], 1]
-    edges = [_edge(*edge) for edge in zip(_sizes(nodes), writers, readers, strict=True)]
-    first = nodes[0].function
-    return Plan(tuple(stages), tuple(edges), first if isinstance(first, OneShot) else None)
+    check_closed(part)
+    layout = lay_out(part)
+    one_shots = tuple(layout.one_shots())
+    backends = [resolve_backend(place.node.options.backend) for place in layout.places]
+    inputs = _number_edges(layout)
+    outlets = [_over_edges(place.outlet, layout, inputs) for place in layout.places]
+    reading_remotely = _edges_of_remote_readers(backends, inputs)
+    stages = [
+        _stage(place, backend, edges, _Outboxes.of(outlet, reading_remotely, from_remote=backend.remote))
+        for place, backend, edges, outlet in zip(layout.places, backends, inputs, outlets, strict=False)
+    ]
+    edges = [_edge(edge, reader, layout, stages) for reader, read in enumerate(inputs) for edge in read]
+    return Plan(tuple(stages), tuple(edges), one_shots)
 
 
-def check_chain(nodes: Sequence[Node]) -> None:
-    """Raise SignatureError unless each stage can be called in its place."""
-    _check_first(nodes[0])
-    for node in nodes[1:]:
-        node.check_arguments(inputs=1)
+def _number_edges(layout: Layout) -> list[tuple[int, ...]]:
+    """The edges that each stage reads, and at last the consumer: one, or with a key one for each worker."""
+    readers = layout.readers()
+    inputs: list[tuple[int, ...]] = []
+    first = 0
+    for number, place in enumerate(layout.places):
+        options = place.node.options
+        size = 0 if number not in readers else 1 if options.key is None else options.workers
+        inputs.append(tuple(range(first, first + size)))
+        first += size
+    return [*inputs, (first,)]
 
 
-def _check_first(node: Node) -> None:
-    problem = "it maps items" if node.kind is Kind.MAP else node.argument_problem(inputs=0)
-    if problem is not None:
-        raise SignatureError(
-            f"the pipeline starts with stage {node.name!r}, which needs an input ({problem}): "
-            f"give it one with `iterable | {node.name}`"
-        )
+def _over_edges(outlet: Outlet, layout: Layout, inputs: Sequence[tuple[int, ...]]) -> Outlet:
+    """An outlet to stages as one to the edges that they read."""
+
+    def to_stage(number: int) -> Outlet:
+        if len(inputs[number]) == 1:
+            return To(inputs[number])
+        reader = layout.places[number]
+        assert reader.node.options.key is not None
+        return to_keyed(reader.name, reader.node.options.key, inputs[number])
+
+    return outlet.replaced(lambda numbers: to_all([to_stage(number) for number in numbers]))
 
 
-def _sizes(nodes: Sequence[Node]) -> list[int | None]:
-    """Each stage's qsize. An iterable has no options: its queue is sized as that of the stage which reads it."""
-    sizes = [node.options.qsize for node in nodes]
-    if nodes[0].is_source and len(nodes) > 1:
-        sizes[0] = nodes[1].options.qsize or None
-    return sizes
+def _edges_of_remote_readers(backends: Sequence[Backend], inputs: Sequence[tuple[int, ...]]) -> set[int]:
+    return {edge for backend, edges in zip(backends, inputs, strict=False) if backend.remote for edge in edges}
 
 
-def make_task(node: Node, *, has_input: bool, encode: bool) -> Task:
-    """What the workers of a node are asked to do."""
-    return Task(node.name, node.kind, node.function, node.args, node.kwargs, has_input, encode, node.skip_errors)
+@dataclass(frozen=True, slots=True)
+class _Outboxes:
+    """The outboxes of a stage. One for all edges that get the same results in the same form.
+
+    pickled: for each, whether its results are.
+    """
+
+    edges: list[tuple[int, ...]]
+    pickled: list[bool]
+    outlet: Outlet
+
+    @classmethod
+    def of(cls, outlet: Outlet, reading_remotely: set[int], *, from_remote: bool) -> _Outboxes:
+        edges: list[tuple[int, ...]] = []
+        pickled: list[bool] = []
+
+        def to_outboxes(numbers: tuple[int, ...]) -> Outlet:
+            remote = tuple(number for number in numbers if from_remote or number in reading_remotely)
+            here = tuple(number for number in numbers if number not in remote)
+            first = len(edges)
+            edges.extend(group for group in (here, remote) if group)
+            pickled.extend(form for form, group in ((False, here), (True, remote)) if group)
+            return To(tuple(range(first, len(edges))))
+
+        return cls(edges, pickled, outlet.replaced(to_outboxes))
 
 
-def _edge(qsize: int | None, writers: int, readers: int) -> PlannedEdge:
+def _stage(place: Place, backend: Backend, inputs: tuple[int, ...], outboxes: _Outboxes) -> PlannedStage:
+    simple = outboxes.outlet == To((0,))
+    task = make_task(
+        place,
+        has_input=bool(inputs),
+        encode=tuple(outboxes.pickled),
+        outlet=None if simple else outboxes.outlet,
+    )
+    return PlannedStage(
+        place.name,
+        place.branches,
+        place.node.options.workers,
+        backend,
+        backend.prepare(task),
+        inputs,
+        tuple(outboxes.edges),
+        outboxes.outlet,
+    )
+
+
+def make_task(place: Place, *, has_input: bool, encode: tuple[bool, ...], outlet: Outlet | None) -> Task:
+    """What the workers of a stage are asked to do."""
+    node = place.node
+    return Task(
+        place.name, node.kind, node.function, node.args, node.kwargs, has_input, encode, outlet, node.skip_errors
+    )
+
+
+def _edge(edge: int, reader: int, layout: Layout, stages: Sequence[PlannedStage]) -> PlannedEdge:
+    writers = [number for number, stage in enumerate(stages) if edge in stage.outputs]
+    nodes = [layout.places[number].node for number in writers]
+    reading = None if reader == layout.consumer else layout.places[reader].node.options
+    qsize = _smallest([_size(node, reading) for node in nodes])
+    readers = 1 if reading is None or reading.key is not None else reading.workers
+    return _sized(qsize, sum(node.options.workers for node in nodes), readers)
+
+
+def _size(writer: Node, reader: Options | None) -> int | None:
+    """A stage's qsize. An iterable has no options: its queue is sized as that of the stage which reads it."""
+    if writer.is_source and reader is not None:
+        return reader.qsize or None
+    return writer.options.qsize
+
+
+def _smallest(sizes: Sequence[int | None]) -> int | None:
+    """The size of a queue that several stages write to, so that no stage has more results waiting than it asked for."""
+    asked = [size for size in sizes if size]
+    if asked:
+        return min(asked)
+    return None if None in sizes else 0
+
+
+def _sized(qsize: int | None, writers: int, readers: int) -> PlannedEdge:
     """Size an edge so that all items between two functions keep to `qsize`.
 
     A writer holds up to a frame of finished items beyond the one that it may always hold (`workers` in the promise), a

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from enum import Enum
 from functools import partial
@@ -18,7 +18,8 @@ from typing import Any
 
 from pipekit._channel import BlockingReader, Channel
 from pipekit._edge import Edge
-from pipekit._errors import Failure, PipekitError, Released, StartError
+from pipekit._errors import Failure, PipekitError, Released, StartError, TaskException
+from pipekit._fan_out import FanOut
 from pipekit._frame import Frame
 from pipekit._input import CannotTravel
 from pipekit._live import forget, is_exiting, remember, stop_all_at_exit
@@ -47,6 +48,7 @@ class Run:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._channels = [Channel(Edge(edge.limits, edge.writers, edge.readers)) for edge in plan.edges]
+        self._outboxes = [[self._outbox(stage, edges) for edges in stage.outboxes] for stage in plan.stages]
         self._executors: dict[Backend, Executor] = {}
         self._workers: list[Worker] = []
         self._names: list[tuple[str, str]] = []  # stage and worker, for each of them
@@ -61,6 +63,12 @@ class Run:
         self._stopped = threading.Event()
         self._pid = os.getpid()
 
+    def _outbox(self, stage: PlannedStage, edges: Sequence[int]) -> Channel | FanOut:
+        channels = [self._channels[edge] for edge in edges]
+        if len(edges) == 1 and self._plan.edges[edges[0]].writers == stage.workers:
+            return channels[0]
+        return FanOut(channels)
+
     # -- starting
 
     def start(self) -> None:
@@ -72,12 +80,12 @@ class Run:
         """
         remember(self)
         try:
-            if self._plan.one_shot is not None:
-                self._plan.one_shot.claim()
+            for source in self._plan.one_shots:
+                source.claim()
             self._state = State.RUNNING
             for index, stage in enumerate(self._plan.stages):
                 for number in range(stage.workers):
-                    self._workers.append(self._open(index, stage, f"{stage.name}-{number}"))
+                    self._workers.append(self._open(index, stage, number))
             stop_all_at_exit()
             self._start_executors()
         except BaseException:
@@ -86,15 +94,16 @@ class Run:
             self.stop()
             raise
 
-    def _open(self, index: int, stage: PlannedStage, name: str) -> Worker:
-        inbox = None if stage.input is None else self._channels[stage.input]
-        outbox = self._channels[stage.output]
+    def _open(self, index: int, stage: PlannedStage, number: int) -> Worker:
+        name = f"{stage.name}-{number}"
+        edge = stage.input_of(number)
+        inbox = None if edge is None else self._channels[edge]
         self._names.append((stage.name, name))
-        report = partial(self._report, index)
+        report = partial(self._report, index, edge)
         try:
             if stage.backend not in self._executors:
                 self._executors[stage.backend] = stage.backend.executor()
-            return self._executors[stage.backend].open(stage.prepared, name, inbox, outbox, report)
+            return self._executors[stage.backend].open(stage.prepared, name, inbox, self._outboxes[index], report)
         except PipekitError:
             raise
         except Exception as error:
@@ -109,15 +118,15 @@ class Run:
 
     # -- what workers report
 
-    def _report(self, index: int, outcome: Outcome) -> None:
+    def _report(self, index: int, edge: int | None, outcome: Outcome) -> None:
         with self._lock:
             self._running[index] -= 1
         if outcome.failure is not None:
             self._fail(outcome.failure)
-        stage = self._plan.stages[index]
-        if stage.input is not None:
-            self._channels[stage.input].reader_done()
-        self._channels[stage.output].writer_done()
+        if edge is not None:
+            self._channels[edge].reader_done()
+        for output in self._plan.stages[index].outputs:
+            self._channels[output].writer_done()
 
     def _fail(self, failure: Failure) -> None:
         """The first failure ends the run; what has reached the last queue is still delivered."""
@@ -204,8 +213,9 @@ class Run:
         return items
 
     def _fail_to_open(self, error: BaseException) -> None:
-        stage = self._plan.stages[-1].name
-        self._fail(describe(CannotTravel("could not unpickle an item", error), stage, "results", None))
+        ends = [stage.name for stage in self._plan.stages if len(self._channels) - 1 in stage.outputs]
+        failure = CannotTravel("could not unpickle an item", error)
+        self._fail(describe(failure, " or ".join(ends), "results", None))
 
     def _raise_failure(self) -> None:
         with self._lock:
@@ -213,6 +223,7 @@ class Run:
         if not failures:
             return
         error = failures[0].to_exception(failures[1:])
+        self._add_place(error)
         if self._left_behind:
             error.add_note(
                 f"{self._left_behind} thread worker(s) could not be stopped: they are left to finish their call, "
@@ -223,14 +234,20 @@ class Run:
         finally:
             del error, failures  # the traceback holds this frame: no cycle, or all that it refers to lives on
 
+    def _add_place(self, error: TaskException) -> None:
+        branches = {stage.name: stage.branches for stage in self._plan.stages}.get(error.stage)
+        if branches:
+            error.add_note(f'stage "{error.stage}" is in {", in ".join(branches)}')
+
     def stats(self) -> RunStats:
         """How the run is doing now."""
         counts = [channel.counts() for channel in self._channels]
         state, running = self._state, list(self._running)  # without the lock, as the counts
         stages = []
-        for stage, alive in zip(self._plan.stages, running, strict=True):
-            received = 0 if stage.input is None else counts[stage.input][0] - counts[stage.input][1]
-            results, waiting, _ = counts[stage.output]
+        for stage, outboxes, alive in zip(self._plan.stages, self._outboxes, running, strict=True):
+            received = sum(counts[edge][0] - counts[edge][1] for edge in stage.inputs)
+            results = stage.outlet.total([outbox.entered for outbox in outboxes])
+            waiting = sum(counts[edge][1] for edge in stage.outputs)
             stages.append(StageStats(stage.name, alive, received, results, waiting))
         return RunStats(state.value, tuple(stages))
 

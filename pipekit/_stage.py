@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, Never, Protocol, Se
 
 from typing_extensions import ParamSpec, TypedDict, Unpack
 
-from pipekit._graph import Node, Options, check_callable, stage_name
-from pipekit._pickling import decorated_name, import_decorated
+from pipekit._graph import Node, Options, Part, check_callable, stage_name
 from pipekit._pipeline import A, B, C, In, Joinable, NoInput, Out, Pipeline, feed, join, last, start
 from pipekit._task import Kind
 
@@ -23,12 +22,14 @@ P = ParamSpec("P", default=[])
 Q = ParamSpec("Q")
 
 
-class GivenOptions(TypedDict, total=False):
-    """The options of a stage, as they are given; see `Options` for what they mean."""
+class GivenOptions(TypedDict, Generic[A], total=False):
+    """The options of a stage that reads items of type A, as they are given; see `Options` for what they mean."""
 
     workers: int
     qsize: int | None
     backend: str | Backend
+    key: Callable[[A], object] | None
+    name: str | None
 
 
 class Stage(Joinable, Generic[In, Out, P]):
@@ -75,12 +76,15 @@ class Stage(Joinable, Generic[In, Out, P]):
         self._node = node
         update_wrapper(self, node.function, updated=())
 
-    def _nodes(self) -> tuple[Node, ...]:
-        return (self._node,)
+    def _part(self) -> Part:
+        return self._node
 
     @property
     def name(self) -> str:
-        """The stage's name in messages and statistics; its workers are called `<name>-<index>`."""
+        """The stage's name in messages and statistics; its workers are called `<name>-<index>`.
+
+        Where several stages of a graph have the same name, the second one is `<name>#2` there.
+        """
         return self._node.name
 
     @property
@@ -88,7 +92,7 @@ class Stage(Joinable, Generic[In, Out, P]):
         """The options in force."""
         return self._node.options
 
-    def setup(self, **options: Unpack[GivenOptions]) -> Self:
+    def setup(self, **options: Unpack[GivenOptions[In]]) -> Self:
         """Change the given options in place, leave the others, and return the stage itself.
 
         A pipeline keeps the options that its stages had when it was joined.
@@ -98,6 +102,10 @@ class Stage(Joinable, Generic[In, Out, P]):
             qsize: how many of its results may wait for the next stage; 0 for no limit, default None: pipekit's choice,
                 at most 8192 items and far fewer while the next stage is slow.
             backend: "process" (the default), "thread", the name of an installed backend, or a Backend object.
+            key: a function of an item. Items with equal keys go to the same worker, in the order in which they came;
+                each worker has a queue of its own. Runs where the items come from. Keys are text, bytes, numbers,
+                None, dates, Enum members, UUIDs, paths, or tuples or frozensets of these. Default None: any worker.
+            name: what the stage is called, default None: as its function.
 
         Raises:
             OptionError: an option has a value that cannot work.
@@ -131,24 +139,14 @@ class Stage(Joinable, Generic[In, Out, P]):
         return last(start(self, stall_timeout))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        named = decorated_name(self._node.function)
-        if named is None:
-            return _restore, (self._node,)
-        return _restore, (replace(self._node, function=_not_here), *named)
+        return _restore, (self._node,)
 
     def __repr__(self) -> str:
         return f"<Stage {self.name} x{self.options.workers}>"
 
 
-def _restore(node: Node, *named: str) -> Stage[Any, Any]:
-    """Unpickle a stage; `named` are module and name of a decorated function, which is a stage there, not a function."""
-    if named:
-        node = replace(node, function=import_decorated(*named))
+def _restore(node: Node) -> Stage[Any, Any]:
     return Stage._of(node)
-
-
-def _not_here() -> None:
-    """Stands for a function that is pickled by name."""
 
 
 class StageDecorator(Protocol):
@@ -175,8 +173,8 @@ def stage(function: Callable[Concatenate[Iterable[A], Q], None], /) -> Stage[A, 
 @overload
 def stage(function: Callable[Q, Iterable[B]], /) -> Stage[NoInput, B, Q]: ...
 @overload
-def stage(**options: Unpack[GivenOptions]) -> StageDecorator: ...
-def stage(function: Callable[..., Any] | None = None, /, **options: Unpack[GivenOptions]) -> Any:
+def stage(**options: Unpack[GivenOptions[Any]]) -> StageDecorator: ...
+def stage(function: Callable[..., Any] | None = None, /, **options: Unpack[GivenOptions[Any]]) -> Any:
     """Make a stage of a function that takes an iterator of items and gives an iterable of results.
 
     A function that reads all its items and returns None is a sink: a stage without results. The function's other
@@ -195,9 +193,9 @@ def stage(function: Callable[..., Any] | None = None, /, **options: Unpack[Given
 @overload
 def map_stage(function: Callable[Concatenate[A, Q], B], /) -> Stage[A, B, Q]: ...
 @overload
-def map_stage(*, filter_errors: bool = False, **options: Unpack[GivenOptions]) -> MapStageDecorator: ...
+def map_stage(*, filter_errors: bool = False, **options: Unpack[GivenOptions[Any]]) -> MapStageDecorator: ...
 def map_stage(
-    function: Callable[..., Any] | None = None, /, *, filter_errors: bool = False, **options: Unpack[GivenOptions]
+    function: Callable[..., Any] | None = None, /, *, filter_errors: bool = False, **options: Unpack[GivenOptions[Any]]
 ) -> Any:
     """Make a stage of a function that takes one item and gives one result.
 

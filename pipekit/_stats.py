@@ -13,8 +13,8 @@ class StageStats:
     name: the stage's name.
     running: workers that have not reported their end yet.
     received: items that its workers have read for good, or have in their hands.
-    results: items that it has handed on.
-    waiting: of its results, those in the queue behind it.
+    results: items that it has handed on; one that goes to several branches counts once, when all have it.
+    waiting: results in the queue behind it, or in the queues; where stages meet, also those of the others.
     """
 
     name: str
@@ -29,7 +29,7 @@ class RunStats:
     """A run, in the order of its stages.
 
     state: "new", "running", "stopping" or "stopped".
-    stages: a record for each stage; the first is the source.
+    stages: a record for each stage, branch by branch; the first is a source.
     """
 
     state: str

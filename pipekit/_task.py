@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from pipekit._outlet import Outlet
+
 
 class Kind(Enum):
     """How a stage's function is called."""
@@ -20,7 +22,9 @@ class Task:
     """What a worker does.
 
     has_input: False for the first stage, whose function is called without items.
-    encode: results are pickled, each before the function goes on, since they leave for another process.
+    encode: for each outbox, whether results are pickled for it, each before the function goes on, since they leave for
+        another process.
+    outlet: the outboxes that a result goes to; None: there is one, for all results.
     skip_errors: leave out items whose call raises an Exception (only for Kind.MAP).
     """
 
@@ -30,5 +34,6 @@ class Task:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     has_input: bool = True
-    encode: bool = False
+    encode: tuple[bool, ...] = (False,)
+    outlet: Outlet | None = None
     skip_errors: bool = False

@@ -2,7 +2,7 @@
 
 A worker knows its task, the end that it reads and the end that it writes; no pipeline, no plan, no backend.
 
-    reader ── frames ──> Input ── items ──> the stage's function ── results ──> Output ── frames ──> writer
+    reader ── frames ──> Input ── items ──> the stage's function ── results ──> Output ── frames ──> writers
 
 Items pass through `chain`, `map`, `islice` and `list.extend`: the loop is per frame, not per item.
 """
@@ -13,9 +13,10 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from types import TracebackType
 from typing import cast
@@ -25,6 +26,7 @@ from pipekit._activity import Activity, this_thread_is
 from pipekit._errors import REPR_LENGTH, Failure, ItemNotPicklable, Released, TaskException, short_repr
 from pipekit._frame import to_part
 from pipekit._input import CannotTravel, Input, Reader
+from pipekit._outlet import Misdirected, Outlet
 from pipekit._output import Flusher, Output, Writer
 from pipekit._stats import Doing, WorkerState
 from pipekit._task import Kind, Task
@@ -44,12 +46,14 @@ class Outcome:
 class WorkerLoop:
     """A worker at its task. The thread that is the worker calls `run`, once; any thread may ask for the `state`."""
 
-    def __init__(self, task: Task, worker: str, reader: Reader | None, writer: Writer, flusher: Flusher) -> None:
+    def __init__(
+        self, task: Task, worker: str, reader: Reader | None, writers: Sequence[Writer], flusher: Flusher
+    ) -> None:
         self._task = task
         self._worker = worker
         self._activity = activity = Activity()
-        self._output = Output(writer, flusher, activity)
-        self._input = None if reader is None else Input(reader, writer, activity, self._output.flush_before_waiting)
+        self._output = output = Output(writers, flusher, activity, addressed=task.outlet is not None)
+        self._input = None if reader is None else Input(reader, output, activity, output.flush_before_waiting)
 
     def run(self) -> Outcome:
         """Run the task to its end. Raises nothing: what goes wrong is in the outcome."""
@@ -85,8 +89,8 @@ class WorkerLoop:
         try:
             try:
                 results = call_function(task, self._input)
-                parts = map(_to_part, results) if task.encode else results
-                while self._output.pump(parts):
+                outgoing = _outgoing(task, results)
+                while self._output.pump(outgoing):
                     pass
                 check_nothing_hidden(task, self._input)
             except BaseException:
@@ -161,6 +165,20 @@ def check_nothing_hidden(task: Task, source: Input | None) -> None:
         raise RuntimeError(f"the function of map_stage {task.stage!r} raised StopIteration")
 
 
+def _outgoing(task: Task, results: Iterator[object]) -> Iterator[object]:
+    """Results as `Output` takes them."""
+    if task.outlet is not None:
+        return map(partial(_addressed, task.outlet, task.encode), results)
+    return map(_to_part, results) if task.encode[0] else results
+
+
+def _addressed(outlet: Outlet, encode: tuple[bool, ...], result: object) -> list[tuple[int, object]]:
+    """A result for each outbox that it goes to, in the form that is wanted there; pickled at most once."""
+    outboxes = outlet(result)
+    part = _to_part(result) if any(encode[index] for index in outboxes) else None
+    return [(index, part if encode[index] else result) for index in outboxes]
+
+
 def _to_part(result: object) -> object:
     try:
         return to_part(result)
@@ -179,6 +197,8 @@ def describe(error: BaseException, stage: str, worker: str, item: str | None, di
     kind: type[TaskException] = TaskException
     if isinstance(error, CannotTravel):
         kind, did, error = ItemNotPicklable, error.what + ":", error.error
+    elif isinstance(error, Misdirected):
+        did, item, error = error.what + ":", short_repr(error.result), error.error
     error = error.with_traceback(_user_part(error.__traceback__))
     return Failure(
         stage=stage,

@@ -78,7 +78,7 @@ def test_the_item_is_named(backend: str) -> None:
     with pytest.raises(TaskException) as caught:
         list((["a", "b", "c"] | map_stage(backend=backend)(lambda text: {"a": 1}[text])).results())
     assert caught.value.item == "'b'"
-    assert "had last read the item 'b'" in "".join(traceback.format_exception(caught.value))
+    assert "was at the item 'b'" in "".join(traceback.format_exception(caught.value))
 
 
 def test_an_item_whose_repr_raises_is_still_reported(backend: str) -> None:

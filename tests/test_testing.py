@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,12 @@ class BrokenExecutor(Executor):
         self.backend = backend
         self.threads = ThreadBackend().executor()
 
-    def open(self, prepared: Any, name: str, inbox: Inbox | None, outbox: Outbox, report: Report) -> Worker:
+    def open(self, prepared: Any, name: str, inbox: Inbox | None, outboxes: Sequence[Outbox], report: Report) -> Worker:
         def report_so_often(outcome: Outcome) -> None:
             for _ in range(self.backend.reports):
                 report(outcome)
 
-        given = LosingOutbox(outbox) if self.backend.loses else outbox
+        given = [LosingOutbox(outbox) for outbox in outboxes] if self.backend.loses else outboxes
         return self.threads.open(prepared, name, inbox, given, report_so_often)
 
     def start(self) -> None:

@@ -48,14 +48,14 @@ class ListWriter:
         self.room = room
         self.frames: list[list[object]] = []
 
-    def put(self, parts: list[object]) -> None:
+    def put(self, parts: list[object]) -> bool:
         if len(self.frames) >= self.room:
             raise Released
         self.frames.append(parts)
+        return True
 
     def offer(self, parts: list[object]) -> bool:
-        self.put(parts)
-        return True
+        return self.put(parts)
 
     @property
     def items(self) -> list[object]:
@@ -66,7 +66,7 @@ def run(function: Callable[..., Any], reader: ListReader | None, writer: ListWri
     task = Task("work", options.pop("kind", Kind.ITERATOR), function, has_input=reader is not None, **options)
     flusher = Flusher()
     try:
-        return WorkerLoop(task, "work-0", reader, writer, flusher).run()
+        return WorkerLoop(task, "work-0", reader, [writer], flusher).run()
     finally:
         flusher.stop()
 

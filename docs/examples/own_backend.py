@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,14 +44,16 @@ class CountingExecutor(Executor):
         self._flusher = Flusher()  # hands on what is ready while a worker is busy with a long item
         self._workers: list[CountingWorker] = []
 
-    def open(self, prepared: Any, name: str, inbox: Inbox | None, outbox: Outbox, report: Report) -> Worker:
+    def open(self, prepared: Any, name: str, inbox: Inbox | None, outboxes: Sequence[Outbox], report: Report) -> Worker:
         reader = None if inbox is None else BlockingReader(inbox)
-        writer = CountingWriter(outbox, pickled=prepared.encode)
-        loop = WorkerLoop(prepared, name, reader, writer, self._flusher)
+        writers = [
+            CountingWriter(outbox, pickled=pickled) for outbox, pickled in zip(outboxes, prepared.encode, strict=True)
+        ]
+        loop = WorkerLoop(prepared, name, reader, writers, self._flusher)
 
         def run() -> None:
             outcome = loop.run()  # never raises
-            self._counts[name] += writer.count
+            self._counts[name] += sum(writer.count for writer in writers)
             report(outcome)  # exactly once
 
         worker = CountingWorker(threading.Thread(target=run, name=name, daemon=True), loop)
@@ -94,9 +96,11 @@ class CountingWriter(BlockingWriter):
         self.count = 0
         self._counting = threading.Lock()
 
-    def put(self, parts: list[object]) -> None:
-        super().put(parts)
-        self._add(len(parts))
+    def put(self, parts: list[object]) -> bool:
+        accepted = super().put(parts)
+        if accepted:
+            self._add(len(parts))
+        return accepted
 
     def offer(self, parts: list[object]) -> bool:
         accepted = super().offer(parts)

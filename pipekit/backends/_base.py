@@ -1,7 +1,7 @@
 """The contract between a run and the backends that its stages ask for.
 
 A *backend* is a value that a user names. For each run it makes one *executor*, which opens *workers*. A worker takes
-frames from its inbox, runs the loop of `pipekit._worker` on them wherever it likes, puts frames into its outbox, and
+frames from its inbox, runs the loop of `pipekit._worker` on them wherever it likes, puts frames into its outboxes, and
 reports its outcome exactly once. It knows no other worker. The run owns all queues and decides everything else.
 
 No call of the inbox and outbox blocks: who must wait passes a waiter, whose `wake(answer)` is called once, from any
@@ -45,14 +45,15 @@ class Inbox(Protocol):
 
 
 class Outbox(Protocol):
-    """The writing end of a channel, for one worker."""
+    """A writing end, for one worker: of a channel, or of those of all branches of a tee."""
 
     @property
     def frame_size(self) -> int:
         """Items that a frame should hold now."""
 
     def put(self, waiter: Waiter, frame: Frame) -> Signal | None:
-        """`Signal.OK`; CLOSED or CANCELLED: stop; or None: the frame waits for room, the waiter will be told."""
+        """`Signal.OK`; CLOSED: nobody reads here any more; CANCELLED: stop; or None: the frame waits for room, the
+        waiter will be told."""
 
     def offer(self, frame: Frame) -> bool:
         """Put the frame if there is room at once."""
@@ -63,7 +64,7 @@ class Worker(ABC):
 
     @abstractmethod
     def abort(self) -> None:
-        """Ask it to stop so that `finally` blocks run; returns at once. Its inbox and outbox are already cancelled."""
+        """Ask it to stop so that `finally` blocks run; returns at once. Its channels are already cancelled."""
 
     @abstractmethod
     def kill(self) -> None:
@@ -83,9 +84,10 @@ class Executor(ABC):
     """Everything that one backend does for one run."""
 
     @abstractmethod
-    def open(self, prepared: Any, name: str, inbox: Inbox | None, outbox: Outbox, report: Report) -> Worker:
-        """Create a worker called `name`. It may start at once, but starts no thread in this process before `start`
-        (a worker that is opened later may be forked). Raises what hinders it."""
+    def open(self, prepared: Any, name: str, inbox: Inbox | None, outboxes: Sequence[Outbox], report: Report) -> Worker:
+        """Create a worker called `name`, with the outboxes that its task's outlet numbers. It may start at once, but
+        starts no thread in this process before `start` (a worker that is opened later may be forked). Raises what
+        hinders it."""
 
     @abstractmethod
     def start(self) -> None:

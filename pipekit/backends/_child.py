@@ -89,7 +89,7 @@ def _run(link: _Link, message: Message, stage: str, worker: str, levels: Levels 
         forward_logs(levels, stage, worker, link.log)  # again: modules may have set up handlers as the parent's have
     except BaseException as error:
         return Outcome(describe(error, stage, worker, None, did="could not load its function:"))
-    link.loop = WorkerLoop(task, worker, link.reader if task.has_input else None, link.writer, flusher)
+    link.loop = WorkerLoop(task, worker, link.reader if task.has_input else None, link.writers, flusher)
     return link.loop.run()
 
 
@@ -98,7 +98,7 @@ class _Link:
 
     def __init__(self, connection: socket.socket, stage: str, worker: str) -> None:
         self.reader = _LinkReader(self)
-        self.writer = _LinkWriter(self)
+        self.writers: list[_LinkWriter] = []
         self.loop: WorkerLoop | None = None
         self._connection = connection
         self._stage = stage
@@ -115,6 +115,7 @@ class _Link:
         messages: list[Message] = []
         while not messages:
             messages = self._receive()
+        self.writers = [_LinkWriter(self, outbox) for outbox in range(messages[0].count)]
         receiver = threading.Thread(target=self._serve, args=(messages[1:],), name="pipekit-receiver", daemon=True)
         receiver.start()
         return messages[0]
@@ -175,7 +176,7 @@ class _Link:
         if message.kind is Say.FRAME or message.kind is Say.END:
             self.reader.arrived(message)
         elif message.kind is Say.CREDIT:
-            self.writer.credited(message)
+            self.writers[message.outbox].credited(message)
         elif message.kind is Say.ASK:
             self._tell_state(detail=bool(message.count))
         elif message.kind is Say.LOGGED:
@@ -194,7 +195,8 @@ class _Link:
     def _stop(self) -> None:
         self._logs.lift()
         self.reader.arrived(Message(Say.STOP))
-        self.writer.stop()
+        for writer in self.writers:
+            writer.stop()
 
     def _orphaned(self) -> None:
         """The parent is gone, or has given this worker up: stop the stage, then end, whatever it does."""
@@ -303,20 +305,23 @@ class _LinkReader:
 
 
 class _LinkWriter:
-    """The worker's output; a `pipekit._output.Writer`. Starts with one credit."""
+    """One of the worker's outboxes; a `pipekit._output.Writer`. Starts with one credit."""
 
-    def __init__(self, link: _Link) -> None:
+    def __init__(self, link: _Link, outbox: int) -> None:
         self.frame_size = 1
         self.blocked = 0.0
         self._link = link
+        self._outbox = outbox
         self._changed = threading.Condition()
         self._credits = 1
         self._stopped = False
+        self._closed = False  # nobody reads there any more
         self._sequence = 0
 
     def credited(self, message: Message) -> None:
         with self._changed:
-            self.frame_size = message.count
+            self.frame_size = message.count or 1
+            self._closed = message.count == 0
             self._credits += 1
             self._changed.notify()
 
@@ -325,7 +330,7 @@ class _LinkWriter:
             self._stopped = True
             self._changed.notify_all()
 
-    def put(self, parts: list[object]) -> None:
+    def put(self, parts: list[object]) -> bool:
         message = self._message(parts)
         with self._changed:
             if not self._credits and not self._stopped:
@@ -334,16 +339,19 @@ class _LinkWriter:
                 self.blocked += perf_counter() - started
             if self._stopped:
                 raise Released
+            if self._closed:
+                return False
             self._credits -= 1
             self._sequence += 1
         self._link.send(message)
+        return True
 
     def offer(self, parts: list[object]) -> bool:
         if not self._credits:
             return False
         message = self._message(parts)
         with self._changed:
-            if not self._credits or self._stopped:
+            if not self._credits or self._stopped or self._closed:
                 return False
             self._credits -= 1
             self._sequence += 1
@@ -351,4 +359,4 @@ class _LinkWriter:
         return True
 
     def _message(self, parts: list[object]) -> Message:
-        return Message(Say.FRAME, len(parts), self._sequence, Pickled.pack(parts).body)
+        return Message(Say.FRAME, len(parts), self._sequence, Pickled.pack(parts).body, self._outbox)

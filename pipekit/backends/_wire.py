@@ -1,10 +1,11 @@
 """What a process worker and its parent say to each other: messages as bytes and back. Does no I/O.
 
-A message is a header - kind, count, sequence, length of the body - and a body. All that is said is one of `Say`.
+A message is a header - kind, outbox, count, sequence, length of the body - and a body. All that is said is one of
+`Say`.
 
 The worker asks for each frame (NEXT) and the parent answers with a FRAME or END. For each frame of results the worker
-needs a CREDIT, which the parent gives when the frame before has found room in its queue. So neither side ever has more
-to write than the other is ready to read, and no message waits behind a blocked one.
+needs a CREDIT, which the parent gives when the frame before, in the same outbox, has found room in its queue. So
+neither side ever has more to write than the other is ready to read, and no message waits behind a blocked one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from struct import Struct
 from pipekit._errors import Failure
 from pipekit._pickling import PROTOCOL, decode, encode
 
-HEADER = Struct("<BIQQ")
+HEADER = Struct("<BIIQQ")
 #: Body of NEXT: items and seconds of the frame that was finished last (0 items: none), and whether to send a frame.
 PROGRESS = Struct("<Id?")
 #: Bytes that are asked of the socket at once; a body longer than this is received in place.
@@ -28,8 +29,8 @@ class Say(IntEnum):
     """Kinds of messages."""
 
     # parent to worker
-    TASK = 1  # body: what to do
-    CREDIT = 2  # one more frame of results may be sent; count: results that it should hold
+    TASK = 1  # body: what to do; count: its outboxes
+    CREDIT = 2  # one more frame may be put into the outbox; count: results that it should hold, 0: nobody reads there
     END = 3  # the end of the input
     STOP = 4  # nobody wants the results: stop
     ASK = 9  # say what you are doing; count: 1 for the item and the traceback, too
@@ -41,7 +42,7 @@ class Say(IntEnum):
     STATE = 11  # body: what it is doing, the answer to ASK
     LOG = 12  # body: a log record
     # both ways
-    FRAME = 8  # count, sequence: of the frame; body: its payload
+    FRAME = 8  # count, sequence: of the frame; body: its payload; to the parent: for the outbox
 
 
 _KINDS = frozenset(Say)
@@ -53,10 +54,11 @@ class Message:
     count: int = 0
     sequence: int = 0
     body: bytes | bytearray = b""
+    outbox: int = 0
 
     def buffers(self) -> list[bytes | bytearray]:
         """What to send: one buffer, or two where joining them would copy a large body."""
-        head = HEADER.pack(self.kind, self.count, self.sequence, len(self.body))
+        head = HEADER.pack(self.kind, self.outbox, self.count, self.sequence, len(self.body))
         return [head + self.body] if len(self.body) < CHUNK else [head, self.body]
 
 
@@ -72,7 +74,7 @@ class MessageReader:
         self.last_words = bytearray()
         self._chunk = bytearray(CHUNK)
         self._pending = bytearray()  # received, less than a message
-        self._head: tuple[int, int, int] | None = None  # of the large message whose body is being received
+        self._head: tuple[int, int, int, int] | None = None  # of the large message whose body is being received
         self._body = bytearray()
         self._filled = 0
 
@@ -93,8 +95,8 @@ class MessageReader:
         self._filled += size
         if self._filled < len(self._body):
             return []
-        kind, count, sequence = self._head
-        message = Message(Say(kind), count, sequence, self._body)
+        kind, outbox, count, sequence = self._head
+        message = Message(Say(kind), count, sequence, self._body, outbox)
         self._head, self._body, self._filled = None, bytearray(), 0
         return [message]
 
@@ -102,7 +104,7 @@ class MessageReader:
         messages = []
         pending, start = self._pending, 0
         while len(pending) - start >= HEADER.size:
-            kind, count, sequence, length = HEADER.unpack_from(pending, start)
+            kind, outbox, count, sequence, length = HEADER.unpack_from(pending, start)
             if kind not in _KINDS:
                 self.last_words += pending[start:]
                 start = len(pending)
@@ -110,15 +112,17 @@ class MessageReader:
             first = start + HEADER.size
             if len(pending) - first < length:
                 if length > CHUNK:
-                    self._receive_in_place((kind, count, sequence), length, memoryview(pending)[first:])
+                    head = (kind, outbox, count, sequence)
+                    self._receive_in_place(head, length, memoryview(pending)[first:])
                     start = len(pending)
                 break
-            messages.append(Message(Say(kind), count, sequence, bytes(memoryview(pending)[first : first + length])))
+            body = bytes(memoryview(pending)[first : first + length])
+            messages.append(Message(Say(kind), count, sequence, body, outbox))
             start = first + length
         del pending[:start]
         return messages
 
-    def _receive_in_place(self, head: tuple[int, int, int], length: int, received: memoryview) -> None:
+    def _receive_in_place(self, head: tuple[int, int, int, int], length: int, received: memoryview) -> None:
         self._head, self._body, self._filled = head, bytearray(length), len(received)
         self._body[: len(received)] = received
         received.release()

@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -117,7 +117,12 @@ class _ProcessExecutor(Executor):
         self._workers: list[_ProcessWorker] = []
 
     def open(
-        self, prepared: tuple[str, bytes], name: str, inbox: Inbox | None, outbox: Outbox, report: Report
+        self,
+        prepared: tuple[str, bytes],
+        name: str,
+        inbox: Inbox | None,
+        outboxes: Sequence[Outbox],
+        report: Report,
     ) -> Worker:
         stage, task = prepared
         if not self._workers and self._context.get_start_method() != "fork":
@@ -132,9 +137,9 @@ class _ProcessExecutor(Executor):
             raise
         finally:
             theirs.close()
-        worker = _ProcessWorker(process, ours, self._hub, self._logs, stage, name, inbox, outbox, report)
+        worker = _ProcessWorker(process, ours, self._hub, self._logs, stage, name, inbox, outboxes, report)
         self._workers.append(worker)  # at once: a Ctrl-C may come before the run knows it, and `close` ends it then
-        worker.send(Message(Say.TASK, body=task))
+        worker.send(Message(Say.TASK, len(outboxes), body=task))
         worker.flush()
         return worker
 
@@ -167,7 +172,7 @@ class _ProcessWorker(Worker):
         stage: str,
         name: str,
         inbox: Inbox | None,
-        outbox: Outbox,
+        outboxes: Sequence[Outbox],
         report: Report,
     ) -> None:
         ours.setblocking(False)
@@ -180,7 +185,8 @@ class _ProcessWorker(Worker):
         self._stage = stage
         self._name = name
         self._inbox = inbox
-        self._outbox = outbox
+        self._outboxes = outboxes
+        self._closed: set[int] = set()  # outboxes where nobody reads any more
         self._report = report
         self._messages = MessageReader()
         self._unsent: deque[bytes | bytearray | memoryview] = deque()
@@ -193,7 +199,7 @@ class _ProcessWorker(Worker):
         self._killed = False
         self._gone = threading.Event()
         self._reader = _Waiter(hub, self._on_input)
-        self._writer = _Waiter(hub, self._on_put)
+        self._writers = [_Waiter(hub, partial(self._on_put, outbox)) for outbox in range(len(outboxes))]
 
     # -- from any thread
 
@@ -287,7 +293,8 @@ class _ProcessWorker(Worker):
     def _handle(self, message: Message) -> None:
         if message.kind is Say.FRAME:
             frame = Frame(message.sequence, message.count, Pickled(message.body))
-            self._on_put(self._outbox.put(self._writer, frame))
+            outbox = message.outbox
+            self._on_put(outbox, self._outboxes[outbox].put(self._writers[outbox], frame))
         elif message.kind is Say.NEXT:
             self._on_next(message)
         elif message.kind is Say.LOG:
@@ -310,11 +317,16 @@ class _ProcessWorker(Worker):
             self._asked.append(answer)
             self.send(Message(Say.ASK, int(detail)))
 
-    def _on_put(self, answer: Frame | Signal | None) -> None:
-        if answer is Signal.OK:
-            self.send(Message(Say.CREDIT, self._outbox.frame_size))
-        elif answer is not None:
+    def _on_put(self, outbox: int, answer: Frame | Signal | None) -> None:
+        if answer is None:
+            return
+        if answer is Signal.CLOSED:
+            self._closed.add(outbox)
+        if answer is Signal.CANCELLED or len(self._closed) == len(self._outboxes):
             self.send(Message(Say.STOP))
+        else:
+            size = 0 if answer is Signal.CLOSED else self._outboxes[outbox].frame_size
+            self.send(Message(Say.CREDIT, size, outbox=outbox))
 
     def _on_next(self, message: Message) -> None:
         assert self._inbox is not None

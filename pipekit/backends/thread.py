@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipekit._channel import BlockingReader, BlockingWriter
@@ -31,8 +32,10 @@ class _ThreadExecutor(Executor):
         self._flusher = Flusher()
         self._workers: list[_ThreadWorker] = []
 
-    def open(self, prepared: Task, name: str, inbox: Inbox | None, outbox: Outbox, report: Report) -> Worker:
-        worker = _ThreadWorker(prepared, name, inbox, outbox, report, self._flusher)
+    def open(
+        self, prepared: Task, name: str, inbox: Inbox | None, outboxes: Sequence[Outbox], report: Report
+    ) -> Worker:
+        worker = _ThreadWorker(prepared, name, inbox, outboxes, report, self._flusher)
         self._workers.append(worker)
         return worker
 
@@ -48,10 +51,19 @@ class _ThreadWorker(Worker):
     """A daemon thread: Python code in a thread cannot be interrupted, so the interpreter may exit without it."""
 
     def __init__(
-        self, task: Task, name: str, inbox: Inbox | None, outbox: Outbox, report: Report, flusher: Flusher
+        self,
+        task: Task,
+        name: str,
+        inbox: Inbox | None,
+        outboxes: Sequence[Outbox],
+        report: Report,
+        flusher: Flusher,
     ) -> None:
         reader = None if inbox is None else BlockingReader(inbox)
-        self._loop = WorkerLoop(task, name, reader, BlockingWriter(outbox, pickled=task.encode), flusher)
+        writers = [
+            BlockingWriter(outbox, pickled=pickled) for outbox, pickled in zip(outboxes, task.encode, strict=True)
+        ]
+        self._loop = WorkerLoop(task, name, reader, writers, flusher)
         self._report = report
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 

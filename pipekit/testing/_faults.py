@@ -73,19 +73,20 @@ class _FaultyExecutor(Executor):
         self._delays = _Delays()
         self._opened = 0
 
-    def open(self, prepared: Any, name: str, inbox: Inbox | None, outbox: Outbox, report: Report) -> Worker:
+    def open(self, prepared: Any, name: str, inbox: Inbox | None, outboxes: Sequence[Outbox], report: Report) -> Worker:
         opened, self._opened = self._opened, self._opened + 1
         if opened == self._faults.fail_start:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         faults, delays = self._faults, self._delays
         late_inbox = None if inbox is None else _LateInbox(inbox, faults.at_start, delays)
         at_start = faults.at_start if inbox is None else 0.0
-        late_outbox = _LateOutbox(outbox, at_start, faults.before_put, delays)
+        late = _LateFrames()
+        late_outboxes = [_LateOutbox(outbox, at_start, faults.before_put, delays, late) for outbox in outboxes]
 
         def late_report(outcome: Outcome) -> None:
-            late_outbox.when_let_in(lambda: delays.call(faults.before_end, partial(report, outcome)))
+            late.when_let_in(lambda: delays.call(faults.before_end, partial(report, outcome)))
 
-        return self._executor.open(prepared, name, late_inbox, late_outbox, late_report)
+        return self._executor.open(prepared, name, late_inbox, late_outboxes, late_report)
 
     def start(self) -> None:
         self._executor.start()
@@ -148,33 +149,24 @@ class _LateInbox:
         self._inbox.give_back(lent, frames)
 
 
-class _LateOutbox:
-    """An outbox that lets each frame in late."""
+class _LateFrames:
+    """How many frames of a worker its outboxes do not know of yet."""
 
-    def __init__(self, outbox: Outbox, at_start: float, before_put: float, delays: _Delays) -> None:
-        self._outbox = outbox
-        self._at_start = at_start
-        self._before_put = before_put
-        self._delays = delays
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._late = 0  # frames that the outbox does not know of yet
+        self._late = 0
         self._waiting: list[Callable[[], None]] = []
 
-    @property
-    def frame_size(self) -> int:
-        return self._outbox.frame_size
-
-    def put(self, waiter: Waiter, frame: Frame) -> Signal | None:
-        late, self._at_start = self._at_start + self._before_put, 0.0
-        if late <= 0:
-            return self._outbox.put(waiter, frame)
+    def one_more(self) -> None:
         with self._lock:
             self._late += 1
-        self._delays.call(late, partial(self._put_late, waiter, frame))
-        return None
 
-    def offer(self, frame: Frame) -> bool:
-        return self._before_put <= 0 and self._at_start <= 0 and self._outbox.offer(frame)
+    def one_less(self) -> None:
+        with self._lock:
+            self._late -= 1
+            waiting, self._waiting = ([], self._waiting) if self._late else (self._waiting, [])
+        for function in waiting:
+            function()
 
     def when_let_in(self, function: Callable[[], None]) -> None:
         """Call `function` when no frame is late: the report of a worker's end must not overtake its results."""
@@ -184,13 +176,35 @@ class _LateOutbox:
                 return
         function()
 
+
+class _LateOutbox:
+    """An outbox that lets each frame in late."""
+
+    def __init__(self, outbox: Outbox, at_start: float, before_put: float, delays: _Delays, late: _LateFrames) -> None:
+        self._outbox = outbox
+        self._at_start = at_start
+        self._before_put = before_put
+        self._delays = delays
+        self._late = late
+
+    @property
+    def frame_size(self) -> int:
+        return self._outbox.frame_size
+
+    def put(self, waiter: Waiter, frame: Frame) -> Signal | None:
+        late, self._at_start = self._at_start + self._before_put, 0.0
+        if late <= 0:
+            return self._outbox.put(waiter, frame)
+        self._late.one_more()
+        self._delays.call(late, partial(self._put_late, waiter, frame))
+        return None
+
+    def offer(self, frame: Frame) -> bool:
+        return self._before_put <= 0 and self._at_start <= 0 and self._outbox.offer(frame)
+
     def _put_late(self, waiter: Waiter, frame: Frame) -> None:
         answer = self._outbox.put(waiter, frame)
-        with self._lock:
-            self._late -= 1
-            waiting, self._waiting = ([], self._waiting) if self._late else (self._waiting, [])
-        for function in waiting:
-            function()
+        self._late.one_less()
         _tell(waiter, answer)
 
 

@@ -32,7 +32,7 @@ class _RecordedExecutor(Executor):
         self._accounts: list[_Account] = []
         self._workers: list[tuple[str, Worker]] = []
 
-    def open(self, prepared: Any, name: str, inbox: Inbox | None, outbox: Outbox, report: Report) -> Worker:
+    def open(self, prepared: Any, name: str, inbox: Inbox | None, outboxes: Sequence[Outbox], report: Report) -> Worker:
         account = _Account(name)
         self._accounts.append(account)
 
@@ -41,10 +41,9 @@ class _RecordedExecutor(Executor):
             report(outcome)
 
         recorded_inbox = None if inbox is None else _RecordedInbox(inbox, account)
+        recorded_outboxes = [_RecordedOutbox(outbox, account, self._broken) for outbox in outboxes]
         threads = set(threading.enumerate())
-        worker = self._executor.open(
-            prepared, name, recorded_inbox, _RecordedOutbox(outbox, account, self._broken), recorded_report
-        )
+        worker = self._executor.open(prepared, name, recorded_inbox, recorded_outboxes, recorded_report)
         if not set(threading.enumerate()) <= threads:
             self._broken.append("Executor.open started a thread in this process")
         self._workers.append((name, worker))

@@ -1,0 +1,207 @@
+"""Graphs that are no chains: `tee` and `route` fan out, `merge` fans in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Literal, TypeAlias, TypeVar, cast, overload
+
+from pipekit._errors import OptionError, SignatureError, short_repr
+from pipekit._graph import (
+    DROP,
+    Drop,
+    Merge,
+    Options,
+    Part,
+    Route,
+    Tee,
+    check_callable,
+    check_closed,
+    check_name,
+    check_open,
+    source_node,
+    stage_name,
+    written,
+)
+from pipekit._pipeline import In, Joinable, NoInput, Out, Pipeline, is_iterable
+from pipekit._stage import Stage
+
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+E = TypeVar("E")
+F = TypeVar("F")
+
+#: What can be a branch.
+Branch: TypeAlias = Stage[A, B] | Pipeline[A, B]
+#: What can be merged.
+Source: TypeAlias = Stage[NoInput, B] | Pipeline[NoInput, B] | Iterable[B]
+
+
+class _Fan(Stage[In, Out, []]):
+    """What `tee` and `route` make. Has no workers, and of the options only a name."""
+
+    def __init__(self, part: Tee | Route) -> None:
+        self._fan = part
+
+    def _part(self) -> Part:
+        return self._fan
+
+    @property
+    def name(self) -> str:
+        return self._fan.name
+
+    @property
+    def options(self) -> Options:
+        raise OptionError(_NO_OPTIONS.format(self.name))
+
+    def setup(self, **options: Any) -> Any:
+        if set(options) - {"name"}:
+            raise OptionError(_NO_OPTIONS.format(self.name))
+        if options.get("name") is not None:
+            check_name(options["name"])
+            self._fan = replace(self._fan, name=options["name"])
+        return self
+
+    def __call__(self) -> Stage[In, Out]:
+        return _Fan(self._fan)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Fan, (self._fan,)
+
+    def __repr__(self) -> str:
+        return f"<Stage {self.name}>"
+
+
+_NO_OPTIONS = "{} has no workers of its own, so it can only be given a name: set up the stages in it"
+
+
+@overload
+def tee(first: Branch[A, B], /) -> Stage[A, B]: ...
+@overload
+def tee(first: Branch[A, B], second: Branch[A, C], /) -> Stage[A, B | C]: ...
+@overload
+def tee(first: Branch[A, B], second: Branch[A, C], third: Branch[A, D], /) -> Stage[A, B | C | D]: ...
+@overload
+def tee(
+    first: Branch[A, B], second: Branch[A, C], third: Branch[A, D], fourth: Branch[A, E], /
+) -> Stage[A, B | C | D | E]: ...
+@overload
+def tee(*branches: Branch[A, B]) -> Stage[A, B]: ...
+def tee(*branches: Branch[Any, Any]) -> Stage[Any, Any]:
+    """Give each item to every branch; what the branches give flows on together.
+
+    What stands left of it runs once. Branches that are threads see the same object if a thread gave it; processes get
+    copies, pickled once. The slowest branch sets the pace.
+
+    Args:
+        branches: stages, or pipelines without a source.
+
+    Returns:
+        Stage: to be joined like any other.
+
+    Raises:
+        SignatureError: there is no branch, or one cannot take items.
+    """
+    parts = tuple(_branch("tee", branch) for branch in branches)
+    if not parts:
+        raise SignatureError("tee() needs at least one branch")
+    return _Fan(Tee(f"tee({', '.join(map(written, parts))})", parts))
+
+
+def route(
+    choose: Callable[[A], object],
+    branches: Mapping[Any, Branch[A, B]] | None = None,
+    /,
+    *,
+    default: Branch[A, B] | Literal[Drop.DROP] | None = None,
+    **named: Branch[A, B],
+) -> Stage[A, B]:
+    """Give each item to the branch whose key `choose` gives for it; what the branches give flows on together.
+
+    `choose` runs where the items come from: in the workers of the stage left of it, once for each of their results.
+
+    Args:
+        choose: a function of an item that gives a key.
+        branches: stages, or pipelines without a source, by key: for keys that are no names.
+        default: the branch of all other keys; DROP to leave such items out. Default None: they are an error.
+        named: further branches, by keys that are names.
+
+    Returns:
+        Stage: to be joined like any other.
+
+    Raises:
+        SignatureError: there is no branch, one cannot take items, two have the same key, or `choose` is no function.
+    """
+    check_callable(choose)
+    name = f"route({stage_name(choose)})"
+    given: dict[Any, object] = {**_as_mapping(branches), **named}
+    twice = [key for key in named if key in (branches or {})]
+    if twice:
+        raise SignatureError(f"{name} has two branches for {twice[0]!r}")
+    if not given and not isinstance(default, Joinable):
+        raise SignatureError(f"{name} needs at least one branch")
+    parts = {key: _branch(name, branch) for key, branch in given.items()}
+    other = default if default is None or default is DROP else _branch(name, default)
+    return _Fan(Route(name, choose, parts, other))
+
+
+@overload
+def merge(first: Source[B], /) -> Pipeline[NoInput, B]: ...
+@overload
+def merge(first: Source[B], second: Source[C], /) -> Pipeline[NoInput, B | C]: ...
+@overload
+def merge(first: Source[B], second: Source[C], third: Source[D], /) -> Pipeline[NoInput, B | C | D]: ...
+@overload
+def merge(
+    first: Source[B], second: Source[C], third: Source[D], fourth: Source[E], /
+) -> Pipeline[NoInput, B | C | D | E]: ...
+@overload
+def merge(*pipelines: Source[B]) -> Pipeline[NoInput, B]: ...
+def merge(*pipelines: Source[Any]) -> Pipeline[NoInput, Any]:
+    """Run several pipelines side by side and let their results flow on together, as they are ready.
+
+    Ends when all have ended. Each is a run of its own: `merge(p | a, p | b)` runs `p` twice; to run it once and have
+    its results twice, write `p | tee(a, b)`.
+
+    Args:
+        pipelines: pipelines or stages that have their source, or iterables.
+
+    Returns:
+        Pipeline: one that has its sources.
+
+    Raises:
+        SignatureError: there is nothing to merge, or something that needs an input.
+    """
+    if not pipelines:
+        raise SignatureError("merge() needs at least one pipeline")
+    return Pipeline(Merge(tuple(map(_closed, pipelines))))
+
+
+def _branch(of: str, branch: object) -> Part:
+    if not isinstance(branch, Joinable):
+        raise SignatureError(
+            f"{short_repr(branch)} cannot be a branch of {of}: that must be a stage or a pipeline without a source; "
+            "make a function one with `stage` or `map_stage`"
+        )
+    part = branch._part()
+    check_open(part)
+    return part
+
+
+def _closed(pipeline: object) -> Part:
+    if isinstance(pipeline, Joinable):
+        check_closed(pipeline._part())
+        return pipeline._part()
+    if not is_iterable(pipeline):
+        raise SignatureError(f"{short_repr(pipeline)} cannot be merged: that must be a pipeline or an iterable")
+    return source_node(cast("Iterable[Any]", pipeline))
+
+
+def _as_mapping(branches: object) -> Mapping[Any, Any]:
+    if branches is None:
+        return {}
+    if not isinstance(branches, Mapping):
+        raise SignatureError(f"the branches must be a mapping of keys to stages, not {short_repr(branches)}")
+    return branches

@@ -1,0 +1,183 @@
+"""Where the results of a stage go: to one reader, to all of several, or to one that is chosen for each result.
+
+An outlet is a tree whose leaves are numbers: of stages in a layout, of edges in a plan, of outboxes in a worker. Called
+with a result, it gives the numbers that this result goes to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from enum import Enum
+from numbers import Number
+from pathlib import PurePath
+from typing import Any, TypeAlias
+from uuid import UUID
+from zlib import crc32
+
+from pipekit._errors import short_repr
+
+
+class Misdirected(Exception):
+    """For a result, no way could be found; the reason is its `__cause__`."""
+
+    def __init__(self, what: str, result: object, error: BaseException) -> None:
+        super().__init__(what)
+        self.what = what
+        self.result = result
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class To:
+    """To all of these; to none if there are none."""
+
+    numbers: tuple[int, ...]
+
+    def __call__(self, result: object) -> tuple[int, ...]:
+        return self.numbers
+
+    def leaves(self) -> Iterator[int]:
+        """All numbers that a result may go to."""
+        yield from self.numbers
+
+    def replaced(self, rule: Callable[[tuple[int, ...]], Outlet]) -> Outlet:
+        """The same tree with other leaves."""
+        return rule(self.numbers)
+
+    def total(self, counts: Sequence[int]) -> int:
+        """How many results have left, from how many have come to each number."""
+        return max((counts[number] for number in self.numbers), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class ToAll:
+    """To all of these outlets."""
+
+    outlets: tuple[Outlet, ...]
+
+    def __call__(self, result: object) -> tuple[int, ...]:
+        return tuple(number for outlet in self.outlets for number in outlet(result))
+
+    def leaves(self) -> Iterator[int]:
+        for outlet in self.outlets:
+            yield from outlet.leaves()
+
+    def replaced(self, rule: Callable[[tuple[int, ...]], Outlet]) -> Outlet:
+        return to_all([outlet.replaced(rule) for outlet in self.outlets])
+
+    def total(self, counts: Sequence[int]) -> int:
+        return max(outlet.total(counts) for outlet in self.outlets)
+
+
+@dataclass(frozen=True, slots=True)
+class ToChosen:
+    """To the outlet whose key `choose` gives for the result.
+
+    what: what is done, for the message of a failure: "choose a branch of route(kind)".
+    default: for other keys; None: they are a failure.
+    """
+
+    what: str
+    choose: Callable[[Any], object]
+    outlets: Mapping[Hashable, Outlet]
+    default: Outlet | None = None
+
+    def __call__(self, result: object) -> tuple[int, ...]:
+        try:
+            outlet = self._chosen(self.choose(result))
+        except BaseException as error:
+            raise Misdirected(f"could not {self.what} for {short_repr(result)}", result, error) from error
+        return outlet(result)
+
+    def _chosen(self, key: Any) -> Outlet:
+        outlet = self.outlets.get(key, self.default)
+        if outlet is None:
+            known = ", ".join(map(short_repr, self.outlets))
+            raise LookupError(
+                f"no branch has the key {short_repr(key)}, there are {known}: add it, or give default=, "
+                "or default=DROP to leave such items out"
+            )
+        return outlet
+
+    def leaves(self) -> Iterator[int]:
+        for outlet in self._all():
+            yield from outlet.leaves()
+
+    def replaced(self, rule: Callable[[tuple[int, ...]], Outlet]) -> Outlet:
+        outlets = {key: outlet.replaced(rule) for key, outlet in self.outlets.items()}
+        return ToChosen(self.what, self.choose, outlets, self.default and self.default.replaced(rule))
+
+    def total(self, counts: Sequence[int]) -> int:
+        return sum(outlet.total(counts) for outlet in self._all())
+
+    def _all(self) -> list[Outlet]:
+        return [*self.outlets.values(), *([] if self.default is None else [self.default])]
+
+
+Outlet: TypeAlias = To | ToAll | ToChosen
+
+
+def to_all(outlets: Sequence[Outlet]) -> Outlet:
+    """To all of these; those that choose nothing become one."""
+    plain = tuple(number for outlet in outlets if isinstance(outlet, To) for number in outlet.numbers)
+    choosing = tuple(outlet for outlet in outlets if not isinstance(outlet, To))
+    if not choosing:
+        return To(plain)
+    together = (To(plain), *choosing) if plain else choosing
+    return together[0] if len(together) == 1 else ToAll(together)
+
+
+def to_keyed(stage: str, key: Callable[[Any], object], numbers: Sequence[int]) -> Outlet:
+    """To one of `numbers`, equal keys always to the same."""
+    workers: dict[Hashable, Outlet] = {place: To((number,)) for place, number in enumerate(numbers)}
+    return ToChosen(f"find the key of stage {stage!r}", _ByKey(key, len(numbers)), workers)
+
+
+@dataclass(frozen=True, slots=True)
+class _ByKey:
+    key: Callable[[Any], object]
+    places: int
+
+    def __call__(self, result: object) -> int:
+        # Mixed once more: keys that are all multiples of the number of places are still spread.
+        return crc32(b"%d" % key_hash(self.key(result))) % self.places
+
+
+def key_hash(key: object) -> int:
+    """A number that is the same for equal keys, in every process: `hash` of text is not.
+
+    Raises:
+        TypeError: the key is of a type for which that is not known.
+    """
+    if isinstance(key, str):
+        return crc32(key.encode("utf-8", "surrogatepass"))
+    if isinstance(key, bytes):
+        return crc32(key)
+    if isinstance(key, Number):
+        return hash(key)
+    if key is None:
+        return 0
+    if isinstance(key, tuple):
+        return hash(tuple(map(key_hash, key)))
+    if isinstance(key, frozenset):
+        return hash(frozenset(map(key_hash, key)))
+    return key_hash(_in_plain_values(key))
+
+
+def _in_plain_values(key: object) -> object:
+    if isinstance(key, Enum):
+        return type(key).__qualname__, key.name
+    if isinstance(key, datetime):
+        return (key.replace(fold=0) if key.utcoffset() is None else key.astimezone(UTC)).isoformat()
+    if isinstance(key, date):
+        return key.isoformat()
+    if isinstance(key, UUID):
+        return key.int
+    if isinstance(key, PurePath):
+        return str(key)
+    raise TypeError(
+        f"{short_repr(key)} cannot be a key: it must be text, bytes, a number, None, a date, an Enum member, a UUID, "
+        "a path, or a tuple or frozenset of these; give the values that make it, in a tuple"
+    )
