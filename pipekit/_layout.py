@@ -129,7 +129,7 @@ class _Work:
         elif route.default is not None:
             default, branch_ends = self._lay_branch(route.default, (f"the default of {route.name}", *branches))
             ends += branch_ends
-        return ToChosen(f"choose a branch of {route.name}", route.choose, entries, default), ends
+        return ToChosen(route.name, route.choose, entries, default), ends
 
     def _lay_branch(self, branch: Part, branches: tuple[str, ...]) -> tuple[Outlet, list[int]]:
         entry, ends = self.lay(branch, branches)

@@ -75,11 +75,11 @@ class ToAll:
 class ToChosen:
     """To the outlet whose key `choose` gives for the result.
 
-    what: what is done, for the message of a failure: "choose a branch of route(kind)".
+    name: what is decided, for pictures and messages: "route(kind)".
     default: for other keys; None: they are a failure.
     """
 
-    what: str
+    name: str
     choose: Callable[[Any], object]
     outlets: Mapping[Hashable, Outlet]
     default: Outlet | None = None
@@ -88,7 +88,7 @@ class ToChosen:
         try:
             outlet = self._chosen(self.choose(result))
         except BaseException as error:
-            raise Misdirected(f"could not {self.what} for {short_repr(result)}", result, error) from error
+            raise Misdirected(f"could not decide {self.name} for {short_repr(result)}", result, error) from error
         return outlet(result)
 
     def _chosen(self, key: Any) -> Outlet:
@@ -107,7 +107,7 @@ class ToChosen:
 
     def replaced(self, rule: Callable[[tuple[int, ...]], Outlet]) -> Outlet:
         outlets = {key: outlet.replaced(rule) for key, outlet in self.outlets.items()}
-        return ToChosen(self.what, self.choose, outlets, self.default and self.default.replaced(rule))
+        return ToChosen(self.name, self.choose, outlets, self.default and self.default.replaced(rule))
 
     def total(self, counts: Sequence[int]) -> int:
         return sum(outlet.total(counts) for outlet in self._all())
@@ -132,7 +132,7 @@ def to_all(outlets: Sequence[Outlet]) -> Outlet:
 def to_keyed(stage: str, key: Callable[[Any], object], numbers: Sequence[int]) -> Outlet:
     """To one of `numbers`, equal keys always to the same."""
     workers: dict[Hashable, Outlet] = {place: To((number,)) for place, number in enumerate(numbers)}
-    return ToChosen(f"find the key of stage {stage!r}", _ByKey(key, len(numbers)), workers)
+    return ToChosen(f"the key of stage {stage!r}", _ByKey(key, len(numbers)), workers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing_extensions import TypeVar
 
 from pipekit._errors import SignatureError, short_repr
 from pipekit._graph import Part, Series, check_open, source_node, written
+from pipekit._picture import picture
 from pipekit._plan import Plan, compile_plan
 from pipekit._results import Results
 from pipekit._run import Run
@@ -46,6 +47,21 @@ class Joinable:
 
     def _part(self) -> Part:
         raise NotImplementedError
+
+    def to_mermaid(self) -> str:
+        """The graph as a Mermaid flowchart, as text: many sites show ```` ```mermaid ```` blocks as pictures."""
+        return picture(self._part()).to_mermaid()
+
+    def to_dot(self) -> str:
+        """The graph in Graphviz's language, as text: `dot -Tsvg` makes a picture of it."""
+        return picture(self._part()).to_dot()
+
+    def to_svg(self) -> str:
+        """The graph as an SVG picture, as text. A notebook shows it by itself."""
+        return picture(self._part()).to_svg()
+
+    def _repr_svg_(self) -> str:
+        return self.to_svg()
 
 
 class Pipeline(Joinable, Generic[In, Out]):
@@ -95,8 +111,18 @@ class Pipeline(Joinable, Generic[In, Out]):
         return last(start(self, stall_timeout))
 
     def plan(self: Pipeline[NoInput, B]) -> Plan:
-        """What would run: compiles without starting anything. `print(pipe.plan().explain())` shows it."""
+        """What would run: compiles without starting anything.
+
+        Raises what `results()` raises before it starts a worker.
+        """
         return compile_plan(self._graph)
+
+    def explain(self: Pipeline[NoInput, B]) -> str:
+        """The plan as text, a line a stage: workers, backend, where its results go, the queue on the way.
+
+        Raises what `plan()` raises.
+        """
+        return compile_plan(self._graph).explain()
 
     def __repr__(self) -> str:
         return f"<Pipeline {written(self._graph)}>"

@@ -9,7 +9,7 @@ from typing import Any
 from pipekit._edge import Limits
 from pipekit._graph import Node, OneShot, Options, Part, check_closed
 from pipekit._layout import Layout, Place, lay_out
-from pipekit._outlet import Outlet, To, to_all, to_keyed
+from pipekit._outlet import Outlet, To, ToAll, ToChosen, to_all, to_keyed
 from pipekit._task import Task
 from pipekit.backends._base import Backend
 from pipekit.backends._registry import resolve_backend
@@ -26,6 +26,7 @@ class PlannedStage:
 
     name: its own in the graph.
     branches: those that it is in, innermost first.
+    readers: who reads its results, as text.
     prepared: what the backend made of the task.
     inputs: the edge that each worker reads, indices into the plan's edges; empty for a stage without input.
     outboxes: what a worker puts into an outbox goes into each of its edges.
@@ -34,6 +35,7 @@ class PlannedStage:
 
     name: str
     branches: tuple[str, ...]
+    readers: str
     workers: int
     backend: Backend
     prepared: Any
@@ -79,9 +81,9 @@ class Plan:
         return "\n".join(map(self._line, self.stages))
 
     def _line(self, stage: PlannedStage) -> str:
-        queues = {_queue(self.edges[edge].qsize) for edge in stage.outputs}
+        queues = sorted({_queue(self.edges[edge].qsize) for edge in stage.outputs})
         each = " each" if len(stage.outputs) > 1 else ""
-        return f"{stage.name}: {stage.workers} x {stage.backend.name}, {' or '.join(sorted(queues))}{each}"
+        return f"{stage.name}: {stage.workers} x {stage.backend.name} -> {stage.readers}, {' or '.join(queues)}{each}"
 
 
 def _queue(qsize: int | None) -> str:
@@ -106,7 +108,7 @@ def compile_plan(part: Part) -> Plan:
     outlets = [_over_edges(place.outlet, layout, inputs) for place in layout.places]
     reading_remotely = _edges_of_remote_readers(backends, inputs)
     stages = [
-        _stage(place, backend, edges, _Outboxes.of(outlet, reading_remotely, from_remote=backend.remote))
+        _stage(place, backend, edges, _Outboxes.of(outlet, reading_remotely, from_remote=backend.remote), layout)
         for place, backend, edges, outlet in zip(layout.places, backends, inputs, outlets, strict=False)
     ]
     edges = [_edge(edge, reader, layout, stages) for reader, read in enumerate(inputs) for edge in read]
@@ -170,7 +172,9 @@ class _Outboxes:
         return cls(edges, pickled, outlet.replaced(to_outboxes))
 
 
-def _stage(place: Place, backend: Backend, inputs: tuple[int, ...], outboxes: _Outboxes) -> PlannedStage:
+def _stage(
+    place: Place, backend: Backend, inputs: tuple[int, ...], outboxes: _Outboxes, layout: Layout
+) -> PlannedStage:
     simple = outboxes.outlet == To((0,))
     task = make_task(
         place,
@@ -181,6 +185,7 @@ def _stage(place: Place, backend: Backend, inputs: tuple[int, ...], outboxes: _O
     return PlannedStage(
         place.name,
         place.branches,
+        _readers(place.outlet, layout),
         place.node.options.workers,
         backend,
         backend.prepare(task),
@@ -188,6 +193,27 @@ def _stage(place: Place, backend: Backend, inputs: tuple[int, ...], outboxes: _O
         tuple(outboxes.edges),
         outboxes.outlet,
     )
+
+
+def _readers(outlet: Outlet, layout: Layout) -> str:
+    """Who reads behind an outlet: `a`, `tee(a, b)`, `route(kind)(pdf: a, others: b)`."""
+    if isinstance(outlet, ToChosen):
+        branches = [f"{key}: {_readers(one, layout)}" for key, one in outlet.outlets.items()]
+        if outlet.default is not None:
+            branches.append(f"others: {_readers(outlet.default, layout)}")
+        return f"{outlet.name}({', '.join(branches)})"
+    if isinstance(outlet, ToAll):
+        together = [_readers(one, layout) for one in outlet.outlets]
+    else:
+        together = [_reader(number, layout) for number in outlet.numbers]
+    return together[0] if len(together) == 1 else f"tee({', '.join(together)})" if together else "dropped"
+
+
+def _reader(number: int, layout: Layout) -> str:
+    if number == layout.consumer:
+        return "results"
+    place = layout.places[number]
+    return place.name if place.node.options.key is None else f"{place.name} by key"
 
 
 def make_task(place: Place, *, has_input: bool, encode: tuple[bool, ...], outlet: Outlet | None) -> Task:

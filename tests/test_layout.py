@@ -41,6 +41,7 @@ ORDER = [
     "pipekit.backends._registry",
     "pipekit._graph",
     "pipekit._layout",
+    "pipekit._picture",
     "pipekit._plan",
     "pipekit._watch",
     "pipekit._run",
