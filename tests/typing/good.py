@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Never, assert_type
 
 from pipekit import (
+    DROP,
     Doing,
     NoInput,
     Pipeline,
@@ -18,8 +19,11 @@ from pipekit import (
     ThreadBackend,
     WorkerState,
     map_stage,
+    merge,
+    route,
     run_inline,
     stage,
+    tee,
 )
 from pipekit.testing import CHECKS, Faults, FaultyBackend, check_backend
 
@@ -56,6 +60,26 @@ def length(text: str) -> int:
 @map_stage(workers=2, filter_errors=True)
 def power(number: int, exponent: int, modulus: int | None = None) -> int:
     return pow(number, exponent, modulus)
+
+
+@map_stage
+def upper(text: str) -> str:
+    return text.upper()
+
+
+@map_stage
+def letters(text: str) -> list[str]:
+    return list(text)
+
+
+@map_stage
+def ratio(text: str) -> float:
+    return float(text)
+
+
+def fetch_plain(urls: Iterable[str]) -> Iterator[bytes]:
+    for url in urls:
+        yield url.encode()
 
 
 @stage(workers=2)
@@ -210,3 +234,51 @@ except Stalled as stalled:
 add_n.setup(backend=FaultyBackend("process", Faults(before_put=0.1, fail_start=2)))
 check_backend(ProcessBackend())
 CHECKS[0](ThreadBackend(), timeout=5)
+
+
+# Graphs: a tee takes what every branch takes, and gives what any of them gives
+assert_type(tee(length, upper), Stage[str, int | str])
+assert_type(tee(length), Stage[str, int])
+assert_type(tee(length, upper, length | add_n(1)), Stage[str, int | str])
+assert_type(tee(length, upper, letters, ratio), Stage[str, int | str | list[str] | float])
+assert_type(tee(length | add_n(1), upper | letters), Stage[str, int | list[str]])
+assert_type(["a"] | upper | tee(length, letters), Pipeline[NoInput, int | list[str]])
+assert_type((["a"] | tee(length, letters) | show).results(), Results[str])
+assert_type(["a"] | upper | tee(tee(length, letters), upper), Pipeline[NoInput, int | list[str] | str])
+assert_type(tee(write("file"), length), Stage[str, int])
+assert_type(tee(upper, upper, upper, upper, upper, upper), Stage[str, str])
+assert_type(tee(length, upper).setup(name="both"), Stage[str, int | str])
+for value in (["a"] | tee(length, letters)).results():
+    assert_type(value, int | list[str])
+
+
+# a route too, where its branches give the same; else say what it gives
+def first_letter(text: str) -> str:
+    return text[0]
+
+
+assert_type(route(first_letter, a=length, b=length | add_n(1)), Stage[str, int])
+assert_type(route(first_letter, {".": length}, default=DROP), Stage[str, int])
+assert_type(route(first_letter, {".": upper}, x=upper, default=upper), Stage[str, str])
+assert_type(["a"] | upper | route(first_letter, a=length) | add_n(1), Pipeline[NoInput, int])
+assert_type(route(len, {1: upper | length}, default=tee(length, length)), Stage[str, int])
+either: Stage[str, int | str] = route(first_letter, a=length, b=upper)
+
+# merged are pipelines with their source, and iterables
+assert_type(merge(["a"] | length, [1.5]), Pipeline[NoInput, int | float])
+assert_type(merge(["a"], ["b"] | upper), Pipeline[NoInput, str])
+assert_type(merge(["a"], ["b"] | upper) | length, Pipeline[NoInput, int])
+assert_type(merge(numbers(3), ["a"] | letters, urls | fetch), Pipeline[NoInput, int | list[str] | bytes])
+assert_type(merge(["a"] | tee(length, letters), [None]), Pipeline[NoInput, int | list[str] | None])
+assert_type(merge(range(3), range(4), range(5), range(6), range(7)).results(), Results[int])
+assert_type(list(run_inline(merge(["a"] | length, [1]))), list[int])
+
+# a key is a function of an item
+assert_type(length.setup(key=len, name="lengths"), Stage[str, int, []])
+assert_type(length.setup(key=lambda text: text.upper()), Stage[str, int, []])
+assert_type(length.setup(key=None, name=None), Stage[str, int, []])
+assert_type(stage(workers=2, key=len)(fetch_plain), Stage[str, bytes, []])
+
+# what is to be run, and pictures
+assert_type((["a"] | tee(length, letters)).explain(), str)
+assert_type(tee(length, letters).to_mermaid() + upper.to_dot() + (upper | length).to_svg(), str)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pipekit import NoInput, Pipeline, Stage, map_stage, run_inline, stage
+from pipekit import DROP, NoInput, Pipeline, Stage, map_stage, merge, route, run_inline, stage, tee
 from pipekit.testing import Faults, FaultyBackend
 
 
@@ -122,3 +122,53 @@ run_inline([1])  # type: ignore[arg-type]
 inline: Iterator[str] = run_inline([1] | add_n(1))  # type: ignore[arg-type]
 Faults(before_put="a little")  # type: ignore[arg-type]
 FaultyBackend(3, Faults())  # type: ignore[arg-type]
+
+
+# Graphs
+@map_stage
+def length(text: str) -> int:
+    return len(text)
+
+
+def first_letter(text: str) -> str:
+    return text[0]
+
+
+# branches that do not take what comes
+[1] | tee(length, upper)  # type: ignore[operator]
+[1] | add_n(1) | tee(length, upper)  # type: ignore[arg-type]
+["a"] | tee(length, add_n(1))  # type: ignore[operator]
+["a"] | upper | tee(length, tee(upper, add_n(1)))  # type: ignore[arg-type]
+[b""] | route(first_letter, a=length)  # type: ignore[operator]
+["a"] | route(first_letter, a=add_n(1))  # type: ignore[arg-type, operator]
+["a"] | route(first_letter, {"a": upper}, default=add_n(1))  # type: ignore[operator]
+[1] | add_n(1) | route(first_letter, a=upper)  # type: ignore[arg-type]
+# what they give is not taken
+["a"] | tee(upper, length) | upper  # type: ignore[operator]
+["a"] | tee(upper, length) | add_n(1)  # type: ignore[operator]
+["a"] | tee(upper, upper | length) | upper  # type: ignore[operator]
+["a"] | route(first_letter, a=upper) | add_n(1)  # type: ignore[operator]
+# merged, and used as if alike
+merge(["a"], [1]) | upper  # type: ignore[operator]
+merge(["a"] | upper, ["a"] | length) | add_n(1)  # type: ignore[operator]
+number: int = next(merge([1], ["a"]).results())  # type: ignore[assignment]
+# no branch, nothing to merge
+tee([1])  # type: ignore[call-overload]
+["a"] | tee([1] | add_n(1), length)  # type: ignore[operator]
+tee(plain)  # type: ignore[call-overload]
+tee(length, 3)  # type: ignore[call-overload]
+route("a", a=length)  # type: ignore[arg-type]
+route(first_letter, [length])  # type: ignore[arg-type]
+route(first_letter, a=plain)  # type: ignore[arg-type]
+route(first_letter, default="drop")  # type: ignore[arg-type]
+merge(length)  # type: ignore[arg-type]
+merge(length | add_n(1), [1])  # type: ignore[arg-type]
+merge(3)  # type: ignore[call-overload]
+["a"] | merge(["a"], ["b"])  # type: ignore[operator]
+length.setup(key=add_n)  # type: ignore[arg-type]
+length.setup(key=lambda text: text.no_such_method())  # type: ignore[attr-defined]
+add_n(1).setup(key=len)  # type: ignore[arg-type]
+length.setup(name=3)  # type: ignore[arg-type]
+tee(length, upper)(3)  # type: ignore[call-arg]
+(upper | length).explain()  # type: ignore[misc]
+tee(length, DROP)  # type: ignore[call-overload]
