@@ -52,8 +52,7 @@ class Meter:
 
         pedantic: Any = self._benchmark.pedantic
         pedantic(function, setup=None if setup is None else arguments, rounds=rounds())
-        stats: Any = self._benchmark.stats
-        return None if stats is None else float(stats.stats.median)
+        return None if self._benchmark.stats is None else self.median
 
     def beside(self, function: Callable[[], object], **others: Callable[[], object]) -> dict[str, float] | None:
         """How many times as long as each of `others` the function takes, None if benchmarks are disabled.
@@ -71,6 +70,12 @@ class Meter:
         stats: Any = self._benchmark.stats
         took = stats.stats.data
         return {name: statistics.median(map(truediv, took, beside)) for name, beside in seconds.items()}
+
+    @property
+    def median(self) -> float:
+        """The median seconds of what was timed."""
+        stats: Any = self._benchmark.stats
+        return float(stats.stats.median)
 
     def note(self, **ratios: float) -> None:
         """Keep ratios, to three digits."""

@@ -86,20 +86,20 @@ class ToChosen:
 
     def __call__(self, result: object) -> tuple[int, ...]:
         try:
-            outlet = self._chosen(self.choose(result))
+            key: Any = self.choose(result)
+            outlet = self.outlets.get(key, self.default)
+            if outlet is None:
+                raise self._no_branch(key)
         except BaseException as error:
             raise Misdirected(f"could not decide {self.name} for {short_repr(result)}", result, error) from error
         return outlet(result)
 
-    def _chosen(self, key: Any) -> Outlet:
-        outlet = self.outlets.get(key, self.default)
-        if outlet is None:
-            known = ", ".join(map(short_repr, self.outlets))
-            raise LookupError(
-                f"no branch has the key {short_repr(key)}, there are {known}: add it, or give default=, "
-                "or default=DROP to leave such items out"
-            )
-        return outlet
+    def _no_branch(self, key: object) -> LookupError:
+        known = ", ".join(map(short_repr, self.outlets))
+        return LookupError(
+            f"no branch has the key {short_repr(key)}, there are {known}: add it, or give default=, "
+            "or default=DROP to leave such items out"
+        )
 
     def leaves(self) -> Iterator[int]:
         for outlet in self._all():
@@ -141,8 +141,12 @@ class _ByKey:
     places: int
 
     def __call__(self, result: object) -> int:
-        # Mixed once more: keys that are all multiples of the number of places are still spread.
-        return crc32(b"%d" % key_hash(self.key(result))) % self.places
+        return (_MIX * key_hash(self.key(result)) >> 32) % self.places
+
+
+#: 2**64 divided by the golden ratio (Knuth, The Art of Computer Programming, 6.4: multiplicative hashing): keys that
+#: are all multiples of the number of places are still spread.
+_MIX = 0x9E3779B97F4A7C15
 
 
 def key_hash(key: object) -> int:
@@ -151,6 +155,8 @@ def key_hash(key: object) -> int:
     Raises:
         TypeError: the key is of a type for which that is not known.
     """
+    if type(key) is int:  # before the question whether it is a Number, which takes longer than all the rest
+        return key
     if isinstance(key, str):
         return crc32(key.encode("utf-8", "surrogatepass"))
     if isinstance(key, bytes):

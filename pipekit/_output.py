@@ -15,6 +15,8 @@ from pipekit._stats import Doing
 
 #: Seconds of its own work that a worker collects in a frame before it hands it on.
 WRITER_SECONDS = 0.001
+#: Results that it collects at most before it looks how long that took.
+MOST = 1 << 20
 #: Seconds after which a started frame is handed on although it is not full (a slow item keeps nobody else's waiting).
 HOLD = 0.005
 #: Seconds that the flusher's thread gets to finish what it is doing; nothing of it takes long.
@@ -97,10 +99,10 @@ class Output:
 
     def __init__(self, writers: Sequence[Writer], flusher: Flusher, activity: Activity, *, addressed: bool) -> None:
         self._collections = [_Collection(writer) for writer in writers]
-        self._collect = self._collect_addressed if addressed else self._collect_all
+        self._is_addressed = addressed
         self._flusher = flusher
         self._activity = activity
-        self._pace = Pace(1 << 20, WRITER_SECONDS)
+        self._pace = Pace(MOST, WRITER_SECONDS)
         self._addressed = 0  # results that came as pairs
 
     @property
@@ -115,13 +117,14 @@ class Output:
 
     def pump(self, results: Iterator[object]) -> bool:
         """Hand on about a frame of results; False when there are no more."""
-        size = min(self._pace.size, self._most())
+        size = min(self._pace.size, self._most)
+        collect = self._collect_addressed if self._is_addressed else self._collect_all
         blocked = self.blocked
         started = perf_counter()
         if size > 1:
             self._flusher.watch(self)
         try:
-            produced = self._collect(islice(results, size))
+            produced = collect(islice(results, size))
         finally:
             if size > 1:
                 self._flusher.unwatch(self)
@@ -131,9 +134,10 @@ class Output:
             collection.clear()
         return produced == size
 
+    @property
     def _most(self) -> int:
-        """What is collected for one writer is one frame. Of several, each gets its frames when they are full."""
-        return max(collection.writer.frame_size for collection in self._collections)
+        """What is collected for all results' one writer is one frame. Of several, each gets its frames as they fill."""
+        return MOST if self._is_addressed else self._collections[0].writer.frame_size
 
     def _collect_all(self, parts: Iterator[object]) -> int:
         (collection,) = self._collections
@@ -141,14 +145,12 @@ class Output:
         return len(collection.parts)
 
     def _collect_addressed(self, results: Iterator[Any]) -> int:
-        before = self._addressed
+        before, collections = self._addressed, self._collections
         for pairs in results:
             self._addressed += 1
             for index, part in pairs:
-                collection = self._collections[index]
-                collection.parts.append(part)
-                if collection.is_full():
-                    self._flush(collection)
+                if collections[index].add(part):
+                    self._flush(collections[index])
         return self._addressed - before
 
     def flush_before_waiting(self) -> None:
@@ -200,17 +202,22 @@ class _Collection:
         # free-threaded builds by the list's own lock.
         self.parts: list[object] = []
         self._sent = 0
+        self._free = 1  # of the frame that is being filled, where they are added one by one
 
     @property
     def collected(self) -> int:
         with self._lock:
             return self._earlier + len(self.parts)
 
-    def is_full(self) -> bool:
-        return len(self.parts) - self._sent >= self.writer.frame_size
+    def add(self, part: object) -> bool:
+        """Add one; True when the frame is full."""
+        self.parts.append(part)
+        self._free -= 1
+        return self._free <= 0
 
     def take(self) -> list[object]:
-        """What has not been handed on."""
+        """What has not been handed on, to be handed on now."""
+        self._free = self.writer.frame_size
         with self._lock:
             return self._take()
 

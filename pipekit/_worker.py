@@ -175,7 +175,11 @@ def _outgoing(task: Task, results: Iterator[object]) -> Iterator[object]:
 def _addressed(outlet: Outlet, encode: tuple[bool, ...], result: object) -> list[tuple[int, object]]:
     """A result for each outbox that it goes to, in the form that is wanted there; pickled at most once."""
     outboxes = outlet(result)
-    part = _to_part(result) if any(encode[index] for index in outboxes) else None
+    part = result
+    for index in outboxes:
+        if encode[index]:
+            part = _to_part(result)
+            break
     return [(index, part if encode[index] else result) for index in outboxes]
 
 
