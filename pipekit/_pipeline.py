@@ -49,7 +49,7 @@ class Joinable:
         raise NotImplementedError
 
     def to_mermaid(self) -> str:
-        """The graph as a Mermaid flowchart, as text: many sites show ```` ```mermaid ```` blocks as pictures."""
+        """The graph as a Mermaid flowchart, as text: many sites draw blocks of it."""
         return picture(self._part()).to_mermaid()
 
     def to_dot(self) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "docs" / "examples").glob("*.py"))
+DOCS = Path(__file__).parent.parent / "docs"
+EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
+MAKER = runpy.run_path(str(DOCS / "pictures.py"))
+PICTURES, drawn = MAKER["PICTURES"], MAKER["drawn"]
 MARK = "# Output:\n"
 
 
@@ -31,3 +35,8 @@ def expected_output(example: Path) -> str:
     assert mark, f"{example.name} lacks its output"
     assert "if __name__" not in program  # the examples show that no guard is needed
     return "".join(line.removeprefix("# ") for line in comment.splitlines(keepends=True))
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=lambda path: path.stem)
+def test_the_pictures_show_the_examples(picture: Path) -> None:
+    assert picture.read_text(encoding="utf-8") == drawn(picture), "run `python docs/pictures.py`"
