@@ -5,6 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pipekit._branches import merge as merge
+from pipekit._branches import route as route
+from pipekit._branches import tee as tee
 from pipekit._errors import BackendUnavailable as BackendUnavailable
 from pipekit._errors import Cancelled as Cancelled
 from pipekit._errors import Failure as Failure
@@ -19,9 +22,6 @@ from pipekit._errors import Stalled as Stalled
 from pipekit._errors import StartError as StartError
 from pipekit._errors import TaskException as TaskException
 from pipekit._errors import WorkerDied as WorkerDied
-from pipekit._fan import merge as merge
-from pipekit._fan import route as route
-from pipekit._fan import tee as tee
 from pipekit._graph import DROP as DROP
 from pipekit._graph import Options as Options
 from pipekit._inline import run_inline as run_inline

@@ -48,7 +48,7 @@ ORDER = [
     "pipekit._results",
     "pipekit._pipeline",
     "pipekit._stage",
-    "pipekit._fan",
+    "pipekit._branches",
     "pipekit._inline",
     "pipekit._names",
     "pipekit.backends._hub",

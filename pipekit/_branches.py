@@ -39,18 +39,18 @@ Branch: TypeAlias = Stage[A, B] | Pipeline[A, B]
 Source: TypeAlias = Stage[NoInput, B] | Pipeline[NoInput, B] | Iterable[B]
 
 
-class _Fan(Stage[In, Out, []]):
+class _Branches(Stage[In, Out, []]):
     """What `tee` and `route` make. Has no workers, and of the options only a name."""
 
     def __init__(self, part: Tee | Route) -> None:
-        self._fan = part
+        self._graph = part
 
     def _part(self) -> Part:
-        return self._fan
+        return self._graph
 
     @property
     def name(self) -> str:
-        return self._fan.name
+        return self._graph.name
 
     @property
     def options(self) -> Options:
@@ -61,14 +61,14 @@ class _Fan(Stage[In, Out, []]):
             raise OptionError(_NO_OPTIONS.format(self.name))
         if options.get("name") is not None:
             check_name(options["name"])
-            self._fan = replace(self._fan, name=options["name"])
+            self._graph = replace(self._graph, name=options["name"])
         return self
 
     def __call__(self) -> Stage[In, Out]:
-        return _Fan(self._fan)
+        return _Branches(self._graph)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Fan, (self._fan,)
+        return _Branches, (self._graph,)
 
     def __repr__(self) -> str:
         return f"<Stage {self.name}>"
@@ -107,7 +107,7 @@ def tee(*branches: Branch[Any, Any]) -> Stage[Any, Any]:
     parts = tuple(_branch("tee", branch) for branch in branches)
     if not parts:
         raise SignatureError("tee() needs at least one branch")
-    return _Fan(Tee(f"tee({', '.join(map(written, parts))})", parts))
+    return _Branches(Tee(f"tee({', '.join(map(written, parts))})", parts))
 
 
 def route(
@@ -144,7 +144,7 @@ def route(
         raise SignatureError(f"{name} needs at least one branch")
     parts = {key: _branch(name, branch) for key, branch in given.items()}
     other = default if default is None or default is DROP else _branch(name, default)
-    return _Fan(Route(name, choose, parts, other))
+    return _Branches(Route(name, choose, parts, other))
 
 
 @overload
