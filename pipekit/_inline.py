@@ -77,18 +77,21 @@ class _InlineRun:
     def __init__(self, layout: Layout) -> None:
         self.failures: list[Failure] = []
         self.consumer = layout.consumer
-        self.stages = [_InlineStage(self, number, layout) for number in range(layout.consumer)]
-        self._waiting: list[deque[object]] = [deque() for _ in range(layout.consumer + 1)]
-        # Whoever gives to each, the one whose turn it is first.
-        self._givers = [
-            deque(stage for stage in self.stages if reader in set(stage.place.outlet.leaves()))
-            for reader in range(layout.consumer + 1)
+        readers = layout.readers()
+        self.stages = [
+            _InlineStage(self, number, place, has_input=number in readers) for number, place in enumerate(layout.places)
         ]
+        self._waiting: list[deque[object]] = [deque() for _ in range(layout.consumer + 1)]
+        # Who gives to each, the one whose turn it is first.
+        self._givers: list[deque[_InlineStage]] = [deque() for _ in range(layout.consumer + 1)]
+        for stage in self.stages:
+            for reader in set(stage.place.outlet.leaves()):
+                self._givers[reader].append(stage)
 
     def next_item(self, reader: int) -> object:
         """The next item for a stage, or for the consumer; raises StopIteration at the end."""
         while not self._waiting[reader]:
-            if not any(not giver.ended for giver in self._givers[reader]):
+            if all(giver.ended for giver in self._givers[reader]):
                 raise StopIteration
             self._let_one_give(reader)
         return self._waiting[reader].popleft()
@@ -98,17 +101,16 @@ class _InlineRun:
 
         First from those for whom an item waits: a branch that gets none must not read everything for the others.
         """
-        givers = self._givers[reader]
-        givers.rotate(-1)
-        alive = [giver for giver in givers if not giver.ended]
-        ready = [giver for giver in alive if self._is_ready(giver.number)]
-        if ready:
-            self._take_result(ready[0])
-        else:
-            self._let_one_give(alive[0].number)
+        self._givers[reader].rotate(-1)
+        givers = [giver for giver in self._givers[reader] if not giver.ended]
+        if not any(map(self._is_ready, givers)):
+            self._let_one_give(givers[0].number)
+        ready = next(filter(self._is_ready, givers), None)
+        if ready is not None:
+            self._take_result(ready)
 
-    def _is_ready(self, number: int) -> bool:
-        return bool(self._waiting[number]) or all(giver.ended for giver in self._givers[number])
+    def _is_ready(self, stage: _InlineStage) -> bool:
+        return bool(self._waiting[stage.number]) or all(giver.ended for giver in self._givers[stage.number])
 
     def _take_result(self, giver: _InlineStage) -> None:
         try:
@@ -123,13 +125,12 @@ class _InlineRun:
 class _InlineStage:
     """A stage in a run. When one fails, its failure is kept, and those behind it are released as workers are."""
 
-    def __init__(self, run: _InlineRun, number: int, layout: Layout) -> None:
+    def __init__(self, run: _InlineRun, number: int, place: Place, *, has_input: bool) -> None:
         self.number = number
-        self.place: Place = layout.places[number]
+        self.place = place
         self.ended = False
         self._run = run
-        has_input = number in layout.readers()
-        self._task = make_task(self.place, has_input=has_input, encode=(False,), outlet=None)
+        self._task = make_task(place, has_input=has_input, encode=(False,), outlet=None)
         reader = _InlineReader(partial(run.next_item, number))
         self._input = Input(reader, _NeverWaits(), Activity(), _nothing) if has_input else None
         self._results: Iterator[object] | None = None

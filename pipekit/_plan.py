@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,13 +107,12 @@ def compile_plan(part: Part) -> Plan:
     backends = [resolve_backend(place.node.options.backend) for place in layout.places]
     inputs = _number_edges(layout)
     outlets = [_over_edges(place.outlet, layout, inputs) for place in layout.places]
-    reading_remotely = _edges_of_remote_readers(backends, inputs)
+    read_remotely = {edge for backend, edges in zip(backends, inputs, strict=False) if backend.remote for edge in edges}
     stages = [
-        _stage(place, backend, edges, _Outboxes.of(outlet, reading_remotely, from_remote=backend.remote), layout)
+        _stage(place, backend, edges, _Outboxes.of(outlet, read_remotely, from_remote=backend.remote), layout)
         for place, backend, edges, outlet in zip(layout.places, backends, inputs, outlets, strict=False)
     ]
-    edges = [_edge(edge, reader, layout, stages) for reader, read in enumerate(inputs) for edge in read]
-    return Plan(tuple(stages), tuple(edges), one_shots)
+    return Plan(tuple(stages), tuple(_edges(layout, inputs, outlets)), one_shots)
 
 
 def _number_edges(layout: Layout) -> list[tuple[int, ...]]:
@@ -141,10 +141,6 @@ def _over_edges(outlet: Outlet, layout: Layout, inputs: Sequence[tuple[int, ...]
     return outlet.replaced(lambda numbers: to_all([to_stage(number) for number in numbers]))
 
 
-def _edges_of_remote_readers(backends: Sequence[Backend], inputs: Sequence[tuple[int, ...]]) -> set[int]:
-    return {edge for backend, edges in zip(backends, inputs, strict=False) if backend.remote for edge in edges}
-
-
 @dataclass(frozen=True, slots=True)
 class _Outboxes:
     """The outboxes of a stage. One for all edges that get the same results in the same form.
@@ -157,12 +153,12 @@ class _Outboxes:
     outlet: Outlet
 
     @classmethod
-    def of(cls, outlet: Outlet, reading_remotely: set[int], *, from_remote: bool) -> _Outboxes:
+    def of(cls, outlet: Outlet, read_remotely: set[int], *, from_remote: bool) -> _Outboxes:
         edges: list[tuple[int, ...]] = []
         pickled: list[bool] = []
 
         def to_outboxes(numbers: tuple[int, ...]) -> Outlet:
-            remote = tuple(number for number in numbers if from_remote or number in reading_remotely)
+            remote = tuple(number for number in numbers if from_remote or number in read_remotely)
             here = tuple(number for number in numbers if number not in remote)
             first = len(edges)
             edges.extend(group for group in (here, remote) if group)
@@ -224,13 +220,22 @@ def make_task(place: Place, *, has_input: bool, encode: tuple[bool, ...], outlet
     )
 
 
-def _edge(edge: int, reader: int, layout: Layout, stages: Sequence[PlannedStage]) -> PlannedEdge:
-    writers = [number for number, stage in enumerate(stages) if edge in stage.outputs]
-    nodes = [layout.places[number].node for number in writers]
-    reading = None if reader == layout.consumer else layout.places[reader].node.options
-    qsize = _smallest([_size(node, reading) for node in nodes])
-    readers = 1 if reading is None or reading.key is not None else reading.workers
-    return _sized(qsize, sum(node.options.workers for node in nodes), readers)
+def _edges(layout: Layout, inputs: Sequence[tuple[int, ...]], outlets: Sequence[Outlet]) -> Iterator[PlannedEdge]:
+    nodes = [place.node for place in layout.places]
+    writers: defaultdict[int, list[Node]] = defaultdict(list)
+    for node, outlet in zip(nodes, outlets, strict=True):
+        for edge in set(outlet.leaves()):
+            writers[edge].append(node)
+    for reader, edges in zip([*nodes, None], inputs, strict=True):
+        for edge in edges:
+            yield _edge(writers[edge], None if reader is None else reader.options)
+
+
+def _edge(writers: Sequence[Node], reader: Options | None) -> PlannedEdge:
+    """The edge between these and a stage with these options; None: the consumer."""
+    readers = 1 if reader is None or reader.key is not None else reader.workers
+    qsize = _smallest([_size(node, reader) for node in writers])
+    return _sized(qsize, sum(node.options.workers for node in writers), readers)
 
 
 def _size(writer: Node, reader: Options | None) -> int | None:
