@@ -121,15 +121,17 @@ class Output:
         collect = self._collect_addressed if self._is_addressed else self._collect_all
         blocked = self.blocked
         started = perf_counter()
-        if size > 1:
+        # Of several writers, one may have no room while others have: what is for these is handed on meanwhile.
+        watched = size > 1 or self._is_addressed
+        if watched:
             self._flusher.watch(self)
         try:
             produced = collect(islice(results, size))
+            self._pace.measured(produced or 1, perf_counter() - started - (self.blocked - blocked))
+            self.flush()
         finally:
-            if size > 1:
+            if watched:
                 self._flusher.unwatch(self)
-        self._pace.measured(produced or 1, perf_counter() - started - (self.blocked - blocked))
-        self.flush()
         for collection in self._collections:
             collection.clear()
         return produced == size
@@ -146,11 +148,14 @@ class Output:
 
     def _collect_addressed(self, results: Iterator[Any]) -> int:
         before, collections = self._addressed, self._collections
+        full: list[_Collection] = []
         for pairs in results:
             self._addressed += 1
             for index, part in pairs:
                 if collections[index].add(part):
-                    self._flush(collections[index])
+                    full.append(collections[index])
+            while full:
+                self._flush(full.pop())
         return self._addressed - before
 
     def flush_before_waiting(self) -> None:
@@ -163,8 +168,6 @@ class Output:
 
     def flush(self) -> None:
         """Hand on what is collected; waits for room."""
-        if len(self._collections) > 1:
-            self.offer()  # a writer without room does not keep the results for the others waiting
         for collection in self._collections:
             self._flush(collection)
 
