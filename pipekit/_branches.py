@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias, TypeVar, cast, overload
+from typing import Any, Literal, Never, TypeAlias, TypeVar, cast, overload
 
 from pipekit._errors import OptionError, SignatureError, short_repr
 from pipekit._graph import (
@@ -15,7 +15,6 @@ from pipekit._graph import (
     Part,
     Route,
     Tee,
-    check_callable,
     check_closed,
     check_name,
     check_open,
@@ -64,7 +63,9 @@ class _Branches(Stage[In, Out, []]):
             self._graph = replace(self._graph, name=options["name"])
         return self
 
-    def __call__(self) -> Stage[In, Out]:
+    def __call__(self, *args: Never, **kwargs: Never) -> Stage[In, Out]:
+        if args or kwargs:
+            raise SignatureError(f"{self.name} takes no arguments: give them to the stages in it")
         return _Branches(self._graph)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -134,16 +135,17 @@ def route(
     Raises:
         SignatureError: there is no branch, one cannot take items, two have the same key, or `choose` is no function.
     """
-    check_callable(choose)
+    if not callable(choose):
+        raise SignatureError(f"what chooses a branch must be a function of an item, not {short_repr(choose)}")
     name = f"route({stage_name(choose)})"
     given: dict[Any, object] = {**_as_mapping(branches), **named}
     twice = [key for key in named if key in (branches or {})]
     if twice:
         raise SignatureError(f"{name} has two branches for {twice[0]!r}")
-    if not given and not isinstance(default, Joinable):
-        raise SignatureError(f"{name} needs at least one branch")
     parts = {key: _branch(name, branch) for key, branch in given.items()}
     other = default if default is None or default is DROP else _branch(name, default)
+    if not parts and (other is None or other is DROP):
+        raise SignatureError(f"{name} needs at least one branch")
     return _Branches(Route(name, choose, parts, other))
 
 

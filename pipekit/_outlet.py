@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from enum import Enum
 from numbers import Number
-from pathlib import PurePath
+from pathlib import PurePath, PureWindowsPath
 from typing import Any, TypeAlias
 from uuid import UUID
 from zlib import crc32
@@ -173,16 +173,20 @@ def key_hash(key: object) -> int:
 
 
 def _in_plain_values(key: object) -> object:
-    if isinstance(key, Enum):
-        return type(key).__qualname__, key.name
     if isinstance(key, datetime):
         return (key.replace(fold=0) if key.utcoffset() is None else key.astimezone(UTC)).isoformat()
     if isinstance(key, date):
         return key.isoformat()
     if isinstance(key, UUID):
         return key.int
+    if isinstance(key, PureWindowsPath):
+        return str(key).lower()
     if isinstance(key, PurePath):
         return str(key)
+    if isinstance(key, Enum):  # after all types that it may be mixed with
+        return type(key).__qualname__, key.name
+    if type(key).__module__ == "numpy" and getattr(key, "ndim", None) == 0:  # bool_, the only one that is no Number
+        return key.item()  # type: ignore[attr-defined]
     raise TypeError(
         f"{short_repr(key)} cannot be a key: it must be text, bytes, a number, None, a date, an Enum member, a UUID, "
         "a path, or a tuple or frozenset of these; give the values that make it, in a tuple"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from stage_functions import Odd, doubled, faulty, halved, listed, odd, plus_one, same, twice
 
 from pipekit import PipekitError, Stage, TaskException, WorkerDied, map_stage, run_inline, stage
 
@@ -19,41 +18,6 @@ EXAMPLES = int(os.environ.get("PIPEKIT_EXAMPLES", "25"))
 checked = settings(
     max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], print_blob=True
 )
-
-
-# -- functions: of items, so that several workers mean the same as one
-
-
-def same(numbers: Iterable[int]) -> Iterable[int]:
-    return numbers
-
-
-def doubled(numbers: Iterable[int]) -> Iterator[int]:
-    return (2 * number for number in numbers)
-
-
-def odd(numbers: Iterable[int]) -> Iterator[int]:
-    return (number for number in numbers if number % 2)
-
-
-def twice(numbers: Iterable[int]) -> Iterator[int]:
-    for number in numbers:
-        yield number
-        yield number
-
-
-def listed(numbers: Iterable[int]) -> list[int]:
-    return list(numbers)
-
-
-def plus_one(number: int) -> int:
-    return number + 1
-
-
-def halved(number: int) -> int:
-    if number % 3 == 0:
-        raise ValueError(number)
-    return number // 2
 
 
 FUNCTIONS: dict[str, Any] = {
@@ -108,29 +72,6 @@ def test_a_run_gives_what_the_pipeline_means(kind: str, count: int, declared: li
 
 
 # -- faults
-
-
-class Odd(BaseException):
-    """Not an Exception."""
-
-
-def faulty(numbers: Iterable[int], at: int, how: str) -> Iterator[int]:
-    for place, number in enumerate(numbers):
-        if place == at:
-            fail(how)
-        yield number
-
-
-def fail(how: str) -> None:
-    if how == "raise":
-        raise ValueError("on purpose")
-    if how == "base":
-        raise Odd("on purpose")
-    if how == "sys.exit":
-        sys.exit("on purpose")
-    if how == "exit":
-        os._exit(3)
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 RAISES = {"raise": ValueError, "base": Odd, "sys.exit": SystemExit}

@@ -106,6 +106,10 @@ def _culprit(task: Task, error: Exception) -> str:
             encode_by_value(value)
         except Exception as reason:
             return f"its argument {name} is {short_repr(value)} and cannot be pickled ({reason}); {advice}"
+    try:
+        encode_by_value(task.outlet)
+    except Exception as reason:
+        return f"what chooses where its results go, a `route` or `key`, cannot be pickled ({reason}); {advice}"
     return f"something that its function uses cannot be pickled ({error}); {advice}"
 
 
