@@ -40,8 +40,12 @@ class BrokenBackend(Backend):
     name = "broken"
     remote = False
 
-    def __init__(self, *, loses: bool = False, reports: int = 1) -> None:
+    def __init__(
+        self, *, loses: bool = False, swaps: bool = False, stops_at_closed: bool = False, reports: int = 1
+    ) -> None:
         self.loses = loses
+        self.swaps = swaps
+        self.stops_at_closed = stops_at_closed
         self.reports = reports
 
     def prepare(self, task: Task) -> Task:
@@ -61,7 +65,13 @@ class BrokenExecutor(Executor):
             for _ in range(self.backend.reports):
                 report(outcome)
 
-        given = [LosingOutbox(outbox) for outbox in outboxes] if self.backend.loses else outboxes
+        given = list(outboxes)
+        if self.backend.loses:
+            given = [LosingOutbox(outbox) for outbox in outboxes]
+        if self.backend.swaps:
+            given.reverse()
+        if self.backend.stops_at_closed:
+            given = [StoppingOutbox(outbox) for outbox in outboxes]
         return self.threads.open(prepared, name, inbox, given, report_so_often)
 
     def start(self) -> None:
@@ -71,8 +81,8 @@ class BrokenExecutor(Executor):
         self.threads.close()
 
 
-class LosingOutbox:
-    """Loses the last result of each frame that has several."""
+class WrappedOutbox:
+    """Never takes what is offered: everything goes through `put`."""
 
     def __init__(self, outbox: Outbox) -> None:
         self.outbox = outbox
@@ -82,12 +92,35 @@ class LosingOutbox:
         return self.outbox.frame_size
 
     def put(self, waiter: Waiter, frame: Frame) -> Signal | None:
-        assert isinstance(frame.payload, list)
-        parts = frame.payload[:-1] or frame.payload
-        return self.outbox.put(waiter, Frame(frame.sequence, len(parts), parts))
+        return self.outbox.put(waiter, frame)
 
     def offer(self, frame: Frame) -> bool:
         return False
+
+
+class StoppingOutbox(WrappedOutbox):
+    """Stops its worker although others may still want its results."""
+
+    def put(self, waiter: Waiter, frame: Frame) -> Signal | None:
+        answer = self.outbox.put(StoppingWaiter(waiter), frame)
+        return Signal.CANCELLED if answer is Signal.CLOSED else answer
+
+
+class StoppingWaiter:
+    def __init__(self, waiter: Waiter) -> None:
+        self.waiter = waiter
+
+    def wake(self, answer: Frame | Signal) -> None:
+        self.waiter.wake(Signal.CANCELLED if answer is Signal.CLOSED else answer)
+
+
+class LosingOutbox(WrappedOutbox):
+    """Loses the last result of each frame that has several."""
+
+    def put(self, waiter: Waiter, frame: Frame) -> Signal | None:
+        assert isinstance(frame.payload, list)
+        parts = frame.payload[:-1] or frame.payload
+        return self.outbox.put(waiter, Frame(frame.sequence, len(parts), parts))
 
 
 def named(name: str) -> Check:
@@ -98,8 +131,11 @@ def named(name: str) -> Check:
     ("broken", "name", "says"),
     [
         (BrokenBackend(loses=True), "every_item_once", "every item comes out exactly once"),
+        (BrokenBackend(swaps=True), "routes", "goes to the outbox that its task's outlet names"),
+        (BrokenBackend(stops_at_closed=True), "one_outbox_closes", "nobody reads any more keeps nothing from"),
         (BrokenBackend(reports=2), "keeps_the_rules", "reported its end 2 times"),
     ],
+    ids=["loses", "swaps", "stops_at_closed", "reports_twice"],
 )
 def test_a_broken_backend_fails_the_check_of_the_promise_that_it_breaks(broken: Backend, name: str, says: str) -> None:
     with pytest.raises(CheckFailed, match=says):

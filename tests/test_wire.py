@@ -15,6 +15,9 @@ MESSAGES = [
     Message(Say.FRAME, 1, 9, b"y" * (5 * CHUNK + 11)),
     Message(Say.NEXT, 1 << 31, 1 << 40, b"z"),
     Message(Say.CREDIT, 5),
+    Message(Say.FRAME, 2, 1, b"small", outbox=3),
+    Message(Say.FRAME, 1, 2, b"w" * (2 * CHUNK), outbox=4),
+    Message(Say.CREDIT, 0, outbox=(1 << 32) - 1),
 ]
 STREAM = b"".join(bytes(buffer) for message in MESSAGES for buffer in message.buffers())
 
@@ -30,6 +33,21 @@ def test_messages_arrive_whole_however_the_bytes_are_cut(step: int) -> None:
         position += size
         arrived += reader.received(size)
     assert arrived == MESSAGES
+
+
+@pytest.mark.parametrize("size", [0, 10, CHUNK, 3 * CHUNK])
+def test_a_frame_says_for_which_outbox_it_is(size: int) -> None:
+    """Also where its body is so large that it is received in place."""
+    sent = [Message(Say.FRAME, 1, number, bytes([number]) * size, outbox=number) for number in (0, 1, 255, 7)]
+    reader, arrived = MessageReader(), []
+    stream = b"".join(bytes(buffer) for message in sent for buffer in message.buffers())
+    while stream:
+        with reader.buffer() as room:
+            received = min(len(room), len(stream))
+            room[:received] = stream[:received]
+        stream = stream[received:]
+        arrived += reader.received(received)
+    assert arrived == sent
 
 
 def test_byte_by_byte() -> None:

@@ -11,7 +11,8 @@ import pytest
 from pipekit import ItemNotPicklable
 from pipekit._errors import Released
 from pipekit._frame import Frame, Pickled, to_part
-from pipekit._output import Flusher
+from pipekit._outlet import Outlet, To, ToAll, ToChosen
+from pipekit._output import Flusher, Writer
 from pipekit._task import Kind, Task
 from pipekit._worker import Outcome, WorkerLoop
 
@@ -41,14 +42,19 @@ class ListReader:
 
 
 class ListWriter:
+    """`room`: frames until the run is cancelled; `readers_leave_after`: frames until nobody reads any more."""
+
     blocked = 0.0
 
-    def __init__(self, frame_size: int = 1, room: int = 10**9) -> None:
+    def __init__(self, frame_size: int = 1, room: int = 10**9, readers_leave_after: int = 10**9) -> None:
         self.frame_size = frame_size
         self.room = room
+        self.readers_leave_after = readers_leave_after
         self.frames: list[list[object]] = []
 
     def put(self, parts: list[object]) -> bool:
+        if len(self.frames) >= self.readers_leave_after:
+            return False
         if len(self.frames) >= self.room:
             raise Released
         self.frames.append(parts)
@@ -62,11 +68,14 @@ class ListWriter:
         return [part for frame in self.frames for part in frame]
 
 
-def run(function: Callable[..., Any], reader: ListReader | None, writer: ListWriter, **options: Any) -> Outcome:
-    task = Task("work", options.pop("kind", Kind.ITERATOR), function, has_input=reader is not None, **options)
+def run(function: Callable[..., Any], reader: ListReader | None, *writers: Writer, **options: Any) -> Outcome:
+    """Run a worker; with several writers, `outlet` says which results each gets."""
+    encode = options.pop("encode", (False,) * len(writers))
+    kind = options.pop("kind", Kind.ITERATOR)
+    task = Task("work", kind, function, has_input=reader is not None, encode=encode, **options)
     flusher = Flusher()
     try:
-        return WorkerLoop(task, "work-0", reader, [writer], flusher).run()
+        return WorkerLoop(task, "work-0", reader, writers, flusher).run()
     finally:
         flusher.stop()
 
@@ -226,3 +235,199 @@ def test_a_failure_is_reported_although_nobody_wants_the_results() -> None:
     outcome = run(fails, ListReader(frame(1)), writer)
     assert writer.items == [1]
     assert outcome.failure is not None
+
+
+# -- several writers
+
+#: Even numbers to the first writer, odd ones to the second.
+BY_PARITY = ToChosen("choose a branch of route(parity)", lambda number: number % 2, {0: To((0,)), 1: To((1,))})
+BOTH = To((0, 1))
+
+
+def all_numbers(count: int) -> ListReader:
+    return ListReader(*(frame(*range(first, min(first + 100, count))) for first in range(0, count, 100)))
+
+
+def test_each_writer_gets_the_results_that_the_outlet_addresses_to_it() -> None:
+    even, odd = ListWriter(frame_size=7), ListWriter(frame_size=30)
+    assert run(same, all_numbers(1000), even, odd, outlet=BY_PARITY) == Outcome()
+    assert even.items == list(range(0, 1000, 2))
+    assert odd.items == list(range(1, 1000, 2))
+
+
+def test_all_writers_get_what_is_addressed_to_all() -> None:
+    writers = [ListWriter(frame_size=size) for size in (1, 5, 100)]
+    outlet: Outlet = ToAll((To((2,)), BY_PARITY))
+    assert run(same, all_numbers(1000), *writers, outlet=outlet) == Outcome()
+    assert [writer.items for writer in writers] == [
+        list(range(0, 1000, 2)),
+        list(range(1, 1000, 2)),
+        list(range(1000)),
+    ]
+
+
+def test_what_goes_nowhere_is_dropped_and_the_worker_goes_on() -> None:
+    outlet = ToChosen("choose", lambda number: number % 10, {0: To((0,))}, default=To(()))
+    writer = ListWriter(frame_size=4)
+    assert run(same, all_numbers(1000), writer, outlet=outlet) == Outcome()
+    assert writer.items == list(range(0, 1000, 10))
+
+
+def test_frames_have_at_most_the_size_that_their_own_writer_wants() -> None:
+    writers = [ListWriter(frame_size=3), ListWriter(frame_size=50)]
+    run(same, all_numbers(2000), *writers, outlet=BOTH)
+    assert [max(map(len, writer.frames)) <= writer.frame_size for writer in writers] == [True, True]
+
+
+def test_a_writer_whose_readers_have_left_is_no_hindrance_for_the_others() -> None:
+    left, stays = ListWriter(frame_size=8, readers_leave_after=2), ListWriter(frame_size=8)
+    reader = all_numbers(1000)
+    assert run(same, reader, left, stays, outlet=BOTH) == Outcome()
+    assert stays.items == list(range(1000))
+    assert left.items == stays.items[: len(left.items)]
+    assert reader.frames == []
+
+
+def test_a_worker_stops_when_the_readers_of_all_writers_have_left() -> None:
+    closed = []
+
+    def tidy(numbers: Iterable[int]) -> Iterator[int]:
+        try:
+            yield from numbers
+        finally:
+            closed.append(True)
+
+    reader = ListReader(*(frame(number) for number in range(1000)))
+    writers = [ListWriter(readers_leave_after=2), ListWriter(readers_leave_after=5)]
+    assert run(tidy, reader, *writers, outlet=BOTH) == Outcome()
+    assert [writer.items for writer in writers] == [[0, 1], [0, 1, 2, 3, 4]]
+    assert closed == [True]
+    assert reader.frames != []
+
+
+def test_a_worker_that_one_cancelled_writer_releases_puts_nothing_more_anywhere() -> None:
+    writers = [ListWriter(room=2), ListWriter()]
+    assert run(same, ListReader(frame(*range(1000))), *writers, outlet=BOTH) == Outcome()
+    assert writers[0].items == [0, 1]
+    assert writers[1].items == [0, 1]
+
+
+def test_a_writer_without_room_does_not_keep_the_finished_results_of_others() -> None:
+    """They are handed on before the worker waits."""
+    free = ListWriter(frame_size=1000)
+    missing: list[object] = []
+
+    class Full(ListWriter):
+        def put(self, parts: list[Any]) -> bool:
+            missing.extend(set(range(1, max(parts), 2)) - set(free.items))
+            return super().put(parts)
+
+        def offer(self, parts: list[object]) -> bool:
+            return False
+
+    full = Full(frame_size=1000)
+    assert run(same, all_numbers(1000), full, free, outlet=BY_PARITY) == Outcome()
+    assert missing == []
+    assert full.items == list(range(0, 1000, 2))
+
+
+def test_while_the_worker_waits_at_one_writer_the_flusher_hands_on_what_others_get() -> None:
+    arrived = threading.Condition()
+
+    class Free(ListWriter):
+        def offer(self, parts: list[object]) -> bool:
+            with arrived:
+                arrived.notify_all()
+                return super().put(parts)
+
+        put = offer
+
+    class Full(ListWriter):
+        def put(self, parts: list[Any]) -> bool:
+            with arrived:  # waits for what came before, in whichever frame it is
+                assert arrived.wait_for(lambda: len(free.items) == 9 * (parts[0] // 10), 30)
+            return super().put(parts)
+
+        def offer(self, parts: list[object]) -> bool:
+            return False
+
+    full, free = Full(frame_size=1), Free(frame_size=1000)
+    outlet = ToChosen("choose", lambda number: number % 10 == 0, {True: To((0,)), False: To((1,))})
+    assert run(same, all_numbers(3000), full, free, outlet=outlet) == Outcome()
+    assert full.items == list(range(0, 3000, 10))
+    assert free.items == [number for number in range(3000) if number % 10]
+
+
+def test_the_order_of_each_writer_is_kept_while_the_flusher_hands_on() -> None:
+    offered = threading.Event()
+
+    class Sometimes(ListWriter):
+        """Takes every other frame that is offered."""
+
+        offers = 0
+
+        def offer(self, parts: list[object]) -> bool:
+            self.offers += 1
+            offered.set()
+            return self.offers % 2 == 0 and super().put(parts)
+
+    def pauses(numbers: Iterable[int]) -> Iterator[int]:
+        for number in numbers:
+            yield number
+            if number % 500 in (450, 451):  # nothing is offered if all is handed on: not at two places in a row
+                offered.clear()
+                while sum(len(writer.items) for writer in writers) <= number and not offered.wait(0.01):
+                    pass
+
+    writers = [Sometimes(frame_size=64), Sometimes(frame_size=16)]
+    assert run(pauses, all_numbers(3000), *writers, outlet=BY_PARITY) == Outcome()
+    assert writers[0].items == list(range(0, 3000, 2))
+    assert writers[1].items == list(range(1, 3000, 2))
+
+
+class Counted:
+    pickled = 0
+
+    def __reduce__(self) -> Any:
+        self.pickled += 1
+        return Counted, ()
+
+
+def test_a_result_is_pickled_once_for_all_writers_that_want_it_so() -> None:
+    item = Counted()
+    writers = [ListWriter(), ListWriter(), ListWriter()]
+    run(same, ListReader(frame(item)), *writers, outlet=To((0, 1, 2)), encode=(True, False, True))
+    assert item.pickled == 1
+    assert writers[1].items == [item]
+    assert writers[0].items == writers[2].items
+
+
+def test_a_result_that_cannot_be_pickled_for_one_writer_is_a_failure() -> None:
+    writers = [ListWriter(), ListWriter()]
+    outcome = run(same, ListReader(frame(1, threading.Lock(), 3)), *writers, outlet=BOTH, encode=(False, True))
+    assert outcome.failure is not None
+    assert outcome.failure.kind is ItemNotPicklable
+    assert [writer.items for writer in writers] == [[1], [to_part(1)]]
+
+
+def test_what_was_chosen_before_a_failing_choice_is_handed_on_and_the_result_is_named() -> None:
+    def choose(number: int) -> int:
+        return 1 // (13 - number) and 0
+
+    writers = [ListWriter(frame_size=100), ListWriter(frame_size=100)]
+    outlet = ToAll((To((1,)), ToChosen("choose a branch of route(choose)", choose, {0: To((0,))}, default=To((0,)))))
+    outcome = run(same, ListReader(frame(*range(100))), *writers, outlet=outlet)
+    assert outcome.failure is not None
+    assert outcome.failure.item == "13"
+    assert outcome.failure.type_name == "ZeroDivisionError"
+    assert outcome.failure.message.startswith('The task "work-0" could not choose a branch of route(choose) for 13: ')
+    assert [writer.items for writer in writers] == [list(range(13))] * 2
+
+
+def test_a_worker_says_how_many_results_it_gave_not_how_many_copies() -> None:
+    flusher = Flusher()
+    task = Task("work", Kind.ITERATOR, same, encode=(False, False), outlet=BOTH)
+    loop = WorkerLoop(task, "work-0", ListReader(frame(*range(50))), [ListWriter(), ListWriter()], flusher)
+    loop.run()
+    flusher.stop()
+    assert loop.state(detail=False).results == 50

@@ -19,12 +19,16 @@ from pipekit import (
     ItemNotPicklable,
     NotPicklable,
     Pipeline,
+    Results,
     Stage,
     Stalled,
     StartError,
     TaskException,
     map_stage,
+    merge,
+    route,
     stage,
+    tee,
 )
 from pipekit.backends import Backend
 from pipekit.backends._registry import resolve_backend
@@ -260,6 +264,67 @@ def _never_reads(backend: Backend) -> None:
     _expect_equal(list((itertools.count() | stage(backend=backend)(greets)).results()), ["done"])
 
 
+# -- graphs
+
+
+def _is_odd(number: int) -> bool:
+    return number % 2 == 1
+
+
+def _negative(number: int) -> int:
+    return -number
+
+
+def _first_three(numbers: Iterable[int]) -> Iterator[int]:
+    yield from itertools.islice(numbers, 3)
+
+
+def _routes(backend: Backend) -> None:
+    one = map_stage(workers=2, backend=backend)(_plus_one)
+    here, thread = map_stage(backend=backend)(_negative), stage(backend="thread")(_same)
+    pipe = range(2000) | one | route(_is_odd, {True: here, False: thread})
+    _expect_items(pipe.results(), [-number if number % 2 else number for number in range(1, 2001)])
+
+
+def _tees(backend: Backend) -> None:
+    one = map_stage(workers=2, backend=backend)(_plus_one)
+    # A thread and a process: where workers pass on objects, their results leave in two forms.
+    branches = [stage(backend=reader)(_same) for reader in ("thread", backend, "process")]
+    _expect_items((range(1000) | one | tee(*branches)).results(), [*range(1, 1001)] * 3)
+
+
+def _one_outbox_closes(backend: Backend) -> None:
+    same, stops = stage(backend=backend)(_same), stage(backend="thread")(_first_three)
+    for qsize in (1, None):
+        pipe = range(1000) | same.setup(qsize=qsize) | route(_is_odd, {True: same, False: stops})
+        _expect_items(pipe.results(), [0, 2, 4, *range(1, 1000, 2)])
+
+
+def _all_outboxes_close(backend: Backend) -> None:
+    running: list[Results[int]] = []
+
+    def until_it_has_stopped() -> Iterator[int]:
+        _eventually(lambda: bool(running) and running[0].stats().stages[0].running == 0, "it goes on")
+        yield -1
+
+    stops = stage(backend="thread")(_first_three)
+    endless = Stage(itertools.count).setup(backend=backend) | route(_is_odd, {True: stops, False: stops})
+    running.append(merge(endless, until_it_has_stopped()).results())
+    try:
+        _expect_items(running[0], [0, 2, 4, 1, 3, 5, -1])
+    finally:
+        running.pop().close()
+
+
+def _order_in_each_outbox(backend: Backend) -> None:
+    keyed = stage(workers=3, key=lambda number: number % 10)(_same)
+    for reader in (backend, "thread"):
+        pipe = range(3000) | map_stage(backend=backend)(_plus_one) | keyed.setup(backend=reader)
+        results = list(pipe.results())
+        for key in range(10):
+            _expect_equal([number for number in results if number % 10 == key], list(range(key or 10, 3001, 10)))
+
+
 # -- failures
 
 
@@ -478,6 +543,11 @@ CHECKS: tuple[Check, ...] = (
     _check("the source is not read further ahead than queues and workers allow", _backpressure),
     _check("what a worker that stops early has not read is read by the others", _stops_early),
     _check("a stage need not read its input", _never_reads),
+    _check("each result goes to the outbox that its task's outlet names", _routes),
+    _check("every branch of a tee gets every item", _tees),
+    _check("an outbox where nobody reads any more keeps nothing from the others", _one_outbox_closes),
+    _check("a worker stops when nobody reads at any of its outboxes", _all_outboxes_close),
+    _check("the results of one worker stay in order in each outbox", _order_in_each_outbox),
     _check("an exception arrives with stage, worker, item and cause", _named_error),
     _check("any BaseException of a stage is an error", _any_exception),
     _check("a failure ends the stages before and behind it", _failure_releases_neighbours),
