@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from time import perf_counter
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from typing_extensions import ParamSpec
 
@@ -39,6 +39,11 @@ class Channel:
     def is_closed(self) -> bool:
         """Whether no reader is left; read without the lock."""
         return self._edge.is_closed
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a frame would be let in, now or when there is room; read without the lock."""
+        return self._edge.is_wanted
 
     @property
     def entered(self) -> int:
@@ -120,7 +125,10 @@ def offer_to_all(channels: Sequence[Channel], frame: Frame) -> bool:
 
 
 class Sleeper:
-    """A waiter that blocks its thread until it is told."""
+    """A waiter that blocks its thread until it is told, or until somebody stops it.
+
+    Who tells it may be interrupted in doing so (Ctrl-C in the main thread): then only `stop` wakes it.
+    """
 
     __slots__ = ("_answer", "_lock")
 
@@ -131,16 +139,26 @@ class Sleeper:
 
     def wake(self, answer: Frame | Signal) -> None:
         self._answer = answer
-        self._lock.release()
+        self.stop()
+
+    def stop(self) -> None:
+        """Wake it, with an answer or without."""
+        with suppress(RuntimeError):  # it is awake already
+            self._lock.release()
 
     def sleep(self) -> Frame | Signal:
-        """The answer, when it comes. Every edge tells its waiters at the latest when the run is cancelled."""
+        """The answer, when it comes; `Signal.CANCELLED` if it was stopped before."""
         self._lock.acquire()
-        return cast("Frame | Signal", self._answer)
+        return self.take()
 
     def nap(self, seconds: float) -> Frame | Signal | None:
         """The answer, None if it does not come in that time: then sleep on."""
-        return self._answer if self._lock.acquire(timeout=seconds) else None
+        return self.take() if self._lock.acquire(timeout=seconds) else None
+
+    def take(self) -> Frame | Signal:
+        """The answer that has come, once; `Signal.CANCELLED` if there is none."""
+        answer, self._answer = self._answer, None
+        return Signal.CANCELLED if answer is None else answer
 
 
 class BlockingReader:
@@ -180,6 +198,10 @@ class BlockingReader:
         self._channel.withdraw(self._sleeper)
         self._release(consumed)
 
+    def stop(self) -> None:
+        """From another thread: do not wait any longer."""
+        self._sleeper.stop()
+
     def _wait(self, sleeper: Sleeper) -> Frame | Signal:
         return sleeper.sleep()
 
@@ -214,6 +236,14 @@ class BlockingWriter:
             raise Released
         self._sequence += 1
         return answer is Signal.OK
+
+    @property
+    def is_wanted(self) -> bool:
+        return self._channel.is_wanted
+
+    def stop(self) -> None:
+        """From another thread: do not wait any longer."""
+        self._sleeper.stop()
 
     def offer(self, parts: list[object]) -> bool:
         accepted = self._channel.offer(self._frame(parts))

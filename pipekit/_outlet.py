@@ -42,6 +42,10 @@ class To:
         """All numbers that a result may go to."""
         yield from self.numbers
 
+    def branch_keys(self) -> Iterator[Hashable]:
+        """The keys of routes."""
+        yield from ()
+
     def replaced(self, rule: Callable[[tuple[int, ...]], Outlet]) -> Outlet:
         """The same tree with other leaves."""
         return rule(self.numbers)
@@ -64,6 +68,10 @@ class ToAll:
         for outlet in self.outlets:
             yield from outlet.leaves()
 
+    def branch_keys(self) -> Iterator[Hashable]:
+        for outlet in self.outlets:
+            yield from outlet.branch_keys()
+
     def replaced(self, rule: Callable[[tuple[int, ...]], Outlet]) -> Outlet:
         return to_all([outlet.replaced(rule) for outlet in self.outlets])
 
@@ -75,7 +83,7 @@ class ToAll:
 class ToChosen:
     """To the outlet whose key `choose` gives for the result.
 
-    name: what is decided, for pictures and messages: "route(kind)".
+    name: for pictures: "route(kind)".
     default: for other keys; None: they are a failure.
     """
 
@@ -91,8 +99,12 @@ class ToChosen:
             if outlet is None:
                 raise self._no_branch(key)
         except BaseException as error:
-            raise Misdirected(f"could not decide {self.name} for {short_repr(result)}", result, error) from error
+            raise Misdirected(f"could not {self._what} for {short_repr(result)}", result, error) from error
         return outlet(result)
+
+    @property
+    def _what(self) -> str:
+        return f"{'find the key of' if isinstance(self.choose, _ByKey) else 'choose a branch of'} {self.name}"
 
     def _no_branch(self, key: object) -> LookupError:
         known = ", ".join(map(short_repr, self.outlets))
@@ -104,6 +116,12 @@ class ToChosen:
     def leaves(self) -> Iterator[int]:
         for outlet in self._all():
             yield from outlet.leaves()
+
+    def branch_keys(self) -> Iterator[Hashable]:
+        """The keys of all branches, also of those behind other branches."""
+        yield from self.outlets
+        for outlet in self._all():
+            yield from outlet.branch_keys()
 
     def replaced(self, rule: Callable[[tuple[int, ...]], Outlet]) -> Outlet:
         outlets = {key: outlet.replaced(rule) for key, outlet in self.outlets.items()}
@@ -132,7 +150,7 @@ def to_all(outlets: Sequence[Outlet]) -> Outlet:
 def to_keyed(stage: str, key: Callable[[Any], object], numbers: Sequence[int]) -> Outlet:
     """To one of `numbers`, equal keys always to the same."""
     workers: dict[Hashable, Outlet] = {place: To((number,)) for place, number in enumerate(numbers)}
-    return ToChosen(f"the key of stage {stage!r}", _ByKey(key, len(numbers)), workers)
+    return ToChosen(f"stage {stage!r}", _ByKey(key, len(numbers)), workers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +174,7 @@ def key_hash(key: object) -> int:
         TypeError: the key is of a type for which that is not known.
     """
     if type(key) is int:  # before the question whether it is a Number, which takes longer than all the rest
-        return key
+        return hash(key)
     if isinstance(key, str):
         return crc32(key.encode("utf-8", "surrogatepass"))
     if isinstance(key, bytes):
@@ -174,7 +192,8 @@ def key_hash(key: object) -> int:
 
 def _in_plain_values(key: object) -> object:
     if isinstance(key, datetime):
-        return (key.replace(fold=0) if key.utcoffset() is None else key.astimezone(UTC)).isoformat()
+        key = key.replace(fold=0)  # as datetime's own hash does
+        return (key if key.utcoffset() is None else key.astimezone(UTC)).isoformat()
     if isinstance(key, date):
         return key.isoformat()
     if isinstance(key, UUID):

@@ -30,6 +30,10 @@ class Writer(Protocol):
     blocked: float
 
     @property
+    def is_wanted(self) -> bool:
+        """Whether anybody reads there; False also if the run stops. Returns at once."""
+
+    @property
     def frame_size(self) -> int:
         """Results that a frame should hold now."""
 
@@ -132,6 +136,8 @@ class Output:
         finally:
             if watched:
                 self._flusher.unwatch(self)
+        if self._is_addressed:
+            self._look()  # also where nothing was put: all results may be for branches that have ended, or dropped
         for collection in self._collections:
             collection.clear()
         return produced == size
@@ -179,12 +185,21 @@ class Output:
         self._activity.begin(Doing.WRITING)
         try:
             collection.wanted = collection.wanted and collection.writer.put(parts)
-            if not any(one.wanted for one in self._collections):
-                raise Released
+            self._check_wanted()
         except Released:
             self._activity.released = True
             raise
         self._activity.begin(doing)
+
+    def _look(self) -> None:
+        for collection in self._collections:
+            collection.wanted = collection.wanted and collection.writer.is_wanted
+        self._check_wanted()
+
+    def _check_wanted(self) -> None:
+        if not any(collection.wanted for collection in self._collections):
+            self._activity.released = True
+            raise Released
 
     def offer(self) -> None:
         """Hand on what is collected if that needs no waiting; for the flusher's thread."""

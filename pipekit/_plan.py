@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipekit._edge import Limits
+from pipekit._errors import NotPicklable, short_repr
 from pipekit._graph import Node, OneShot, Options, Part, check_closed
 from pipekit._layout import Layout, Place, lay_out
 from pipekit._outlet import Outlet, To, ToAll, ToChosen, to_all, to_keyed
+from pipekit._pickling import decode, encode_by_value
 from pipekit._task import Task
 from pipekit.backends._base import Backend
 from pipekit.backends._registry import resolve_backend
@@ -171,6 +173,8 @@ class _Outboxes:
 def _stage(
     place: Place, backend: Backend, inputs: tuple[int, ...], outboxes: _Outboxes, layout: Layout
 ) -> PlannedStage:
+    if backend.remote:
+        _check_keys(place, outboxes.outlet)
     simple = outboxes.outlet == To((0,))
     task = make_task(
         place,
@@ -189,6 +193,20 @@ def _stage(
         tuple(outboxes.edges),
         outboxes.outlet,
     )
+
+
+def _check_keys(place: Place, outlet: Outlet) -> None:
+    """The branches of a stage in another process are chosen there, by copies of their keys."""
+    for key in outlet.branch_keys():
+        try:
+            same = decode(encode_by_value(key)) == key
+        except Exception as error:
+            raise NotPicklable(_BAD_KEY.format(short_repr(key), place.name, f"cannot be pickled ({error})")) from error
+        if not same:
+            raise NotPicklable(_BAD_KEY.format(short_repr(key), place.name, "is not equal to its own copy there"))
+
+
+_BAD_KEY = "the key {} chooses a branch behind stage {!r}, in another process, but {}: use text, numbers, Enum members"
 
 
 def _readers(outlet: Outlet, layout: Layout) -> str:

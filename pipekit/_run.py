@@ -51,6 +51,7 @@ class Run:
         self._outboxes = [[self._outbox(stage, edges) for edges in stage.outboxes] for stage in plan.stages]
         self._executors: dict[Backend, Executor] = {}
         self._workers: list[Worker] = []
+        self._workers_by_stage: list[list[Worker]] = [[] for _ in plan.stages]
         self._names: list[tuple[str, str]] = []  # stage and worker, for each of them
         self._lock = threading.Lock()
         self._state = State.NEW
@@ -85,7 +86,9 @@ class Run:
             self._state = State.RUNNING
             for index, stage in enumerate(self._plan.stages):
                 for number in range(stage.workers):
-                    self._workers.append(self._open(index, stage, number))
+                    worker = self._open(index, stage, number)
+                    self._workers.append(worker)
+                    self._workers_by_stage[index].append(worker)
             stop_all_at_exit()
             self._start_executors()
         except BaseException:
@@ -125,8 +128,22 @@ class Run:
             self._fail(outcome.failure)
         if edge is not None:
             self._channels[edge].reader_done()
+            self._stop_unwanted(edge)
         for output in self._plan.stages[index].outputs:
             self._channels[output].writer_done()
+
+    def _stop_unwanted(self, edge: int) -> None:
+        """When the last reader of an edge has gone: stop the stages of which nobody reads anything any more.
+
+        Those that wait for room there are told by the channel; others may have nothing more to put there.
+        """
+        if not self._channels[edge].is_closed:
+            return
+        for index, workers in enumerate(self._workers_by_stage):
+            outputs = self._plan.stages[index].outputs
+            if self._running[index] and edge in outputs and all(self._channels[one].is_closed for one in outputs):
+                for worker in workers:
+                    worker.abort()
 
     def _fail(self, failure: Failure) -> None:
         """The first failure ends the run; what has reached the last queue is still delivered."""
@@ -286,7 +303,7 @@ class Run:
                 for executor in self._executors.values():
                     executors.callback(executor.close)
         finally:
-            self._workers, self._executors = [], {}  # they refer back to the run
+            self._workers, self._workers_by_stage, self._executors = [], [], {}  # they refer back to the run
             with self._lock:
                 self._state = State.STOPPED
             self._stopped.set()

@@ -49,6 +49,13 @@ def zero(number: int) -> int:
     return 0
 
 
+SENTINEL = object()
+
+
+def sentinel_if_odd(number: int) -> object:
+    return SENTINEL if number % 2 else None
+
+
 def first(numbers: Iterable[int], count: int) -> Iterator[int]:
     """Stop reading after so many; 0: without having read."""
     return itertools.islice(iter(numbers), count) if count else iter(())

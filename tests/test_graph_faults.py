@@ -16,12 +16,14 @@ from typing import Any
 
 import pytest
 from branches import (
+    SENTINEL,
     first,
     halt,
     halt_and_strike,
     identity,
     parity,
     produce,
+    sentinel_if_odd,
     strike_at,
     tidy,
     until,
@@ -35,13 +37,16 @@ from test_matrix import ENDED
 from test_signals import AT_ONCE, PROMISED, SLACK, Situation, _is_one_interrupt, program
 
 from pipekit import (
+    DROP,
     Doing,
     ItemNotPicklable,
+    NotPicklable,
     Results,
     Stage,
     Stalled,
     TaskException,
     WorkerDied,
+    _fan_out,
     merge,
     route,
     tee,
@@ -385,6 +390,79 @@ def test_when_all_branches_have_stopped_what_feeds_them_stops_too(
     running.append(merge(fed, keeps_open()).results())
     assert list(running[0]).count(-1) == 1
     assert said.exists()
+
+
+def endless_unless(release: Path, said: Path) -> Iterator[int]:
+    """Not to burn a processor for the rest of the session if nobody stops it."""
+    try:
+        yield from itertools.takewhile(lambda number: number % 1000 or not release.exists(), itertools.count(1))
+    finally:
+        said.touch()
+
+
+@pytest.mark.parametrize("where", ["dropped", "to a branch that has stopped"])
+def test_leaving_stops_a_source_whose_items_go_nowhere_any_more(backend: str, where: str, tmp_path: Path) -> None:
+    release, said = tmp_path / "release", tmp_path / "said"
+    stopped = {False: Stage(first, 3).setup(backend=backend)}
+    branches = route(
+        lambda number: number < 5,
+        {True: same("thread"), **({} if where == "dropped" else stopped)},
+        default=DROP,
+    )
+    results = (Stage(endless_unless, release, said).setup(backend=backend) | branches).results()
+    assert len(list(itertools.islice(results, 4 if where == "dropped" else 7))) >= 4
+    if where != "dropped":
+        eventually(lambda: results.stats().stages[2].running == 0)
+        time.sleep(0.2)  # not to be sure of anything: so that the source has learned that the branch has stopped
+    results.close()
+    tidied = said.exists()
+    release.touch()
+    assert tidied
+
+
+def test_a_worker_stops_when_all_branches_have_stopped_although_it_has_nothing_more_for_one_of_them(
+    backend_pair: tuple[str, str],
+) -> None:
+    one, other = backend_pair
+    running: list[Results[int]] = []
+
+    def keeps_open() -> Iterator[int]:
+        eventually(lambda: bool(running) and running[0].stats().stages[0].running == 0, seconds=10)
+        yield -1
+
+    branches = route(
+        lambda number: number < 3,
+        {True: Stage(first, 3).setup(backend=one), False: Stage(first, 5).setup(backend=other)},
+    )
+    running.append(merge(Stage(itertools.count).setup(backend=one) | branches, keeps_open()).results())
+    assert sorted(running[0]) == [-1, *range(8)]
+
+
+def test_a_key_that_is_equal_only_to_itself_chooses_in_threads_and_is_refused_for_processes() -> None:
+    branches = route(sentinel_if_odd, {SENTINEL: same("thread")}, default=DROP)
+    assert list((range(10) | same("thread") | branches).results()) == [1, 3, 5, 7, 9]
+    with pytest.raises(NotPicklable, match="behind stage 'same'.*is not equal to its own copy there"):
+        (range(10) | same("process") | branches).results()
+    with pytest.raises(NotPicklable, match="cannot be pickled"):
+        (range(10) | same("process") | route(sentinel_if_odd, {threading.Lock(): same("thread")})).results()
+
+
+def test_ctrl_c_while_the_writers_of_a_tee_are_told_leaves_none_of_them_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is left is a thread, which the fixture sees."""
+    calls = itertools.count()
+
+    def interrupted(self: Any, answer: Any) -> Any:
+        if threading.current_thread() is threading.main_thread() and next(calls) == 20:
+            raise KeyboardInterrupt
+        return add(self, answer)
+
+    add = _fan_out._Answers.add
+    pipe = itertools.count() | same("thread", qsize=1) | tee(same("thread", qsize=1), same("thread", qsize=1))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_fan_out._Answers, "add", interrupted)
+        list(pipe.results())
 
 
 def test_a_pipeline_of_a_merge_that_ends_early_leaves_the_others_alone(backend_pair: tuple[str, str]) -> None:

@@ -615,6 +615,7 @@ class _Full:
 
     blocked = 0.0
     frame_size = 1
+    is_wanted = True
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -634,6 +635,7 @@ class _RoomSoon:
 
     blocked = 0.0
     frame_size = 1
+    is_wanted = True
 
     def __init__(self, other: _Full) -> None:
         self.parts: list[object] = []
@@ -842,8 +844,12 @@ WRONG: dict[str, tuple[Callable[[], object], type[PipelineError], str]] = {
     "route-of-list": (lambda: route(parity, cast(Any, [ONE])), SignatureError, "must be a mapping of keys to stages"),
     "route-of-stage": (lambda: route(parity, cast(Any, ONE)), SignatureError, "must be a mapping of keys to stages"),
     "route-key-twice": (lambda: route(parity, {"odd": ONE}, odd=ONE), SignatureError, "two branches for 'odd'"),
-    "route-by-number": (lambda: route(cast(Any, 3), odd=ONE), SignatureError, "3 is not callable"),
-    "route-by-name": (lambda: route(cast(Any, "kind"), odd=ONE), SignatureError, "'kind' is not callable"),
+    "route-by-number": (lambda: route(cast(Any, 3), odd=ONE), SignatureError, "function of an item, not 3"),
+    "route-by-name": (
+        lambda: route(cast(Any, "kind"), odd=ONE),
+        SignatureError,
+        "function of an item, not 'kind'",
+    ),
     "merge-of-nothing": (merge, SignatureError, r"merge\(\) needs at least one pipeline"),
     "merge-of-open": (lambda: merge(cast(Any, ONE | ONE)), SignatureError, "needs an input"),
     "merge-of-tee": (

@@ -9,11 +9,11 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Hashable
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
 from fractions import Fraction
-from pathlib import PurePosixPath
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -27,7 +27,7 @@ def parity(number: int) -> str:
 
 
 def by_parity(even: Outlet, odd: Outlet, default: Outlet | None = None) -> ToChosen:
-    return ToChosen("choose a branch of route(parity)", parity, {"even": even, "odd": odd}, default)
+    return ToChosen("route(parity)", parity, {"even": even, "odd": odd}, default)
 
 
 # -- trees
@@ -47,7 +47,7 @@ def test_a_choice_sends_a_result_to_the_chosen_outlet_alone() -> None:
 
 
 def test_a_choice_inside_a_choice_asks_both() -> None:
-    size = ToChosen("choose a branch of route(size)", lambda number: number > 10, {True: To((0,)), False: To((1,))})
+    size = ToChosen("route(size)", lambda number: number > 10, {True: To((0,)), False: To((1,))})
     outlet = by_parity(size, To((2,)))
     assert [outlet(number) for number in (20, 2, 3)] == [(0,), (1,), (2,)]
 
@@ -58,18 +58,18 @@ def test_to_all_asks_every_outlet() -> None:
 
 
 def test_another_key_goes_to_the_default() -> None:
-    outlet = ToChosen("choose", lambda number: number, {1: To((1,))}, default=To((9,)))
+    outlet = ToChosen("route(it)", lambda number: number, {1: To((1,))}, default=To((9,)))
     assert [outlet(number) for number in (1, 2)] == [(1,), (9,)]
 
 
 def test_a_default_of_nothing_drops_the_others() -> None:
-    outlet = ToChosen("choose", lambda number: number, {1: To((1,))}, default=To(()))
+    outlet = ToChosen("route(it)", lambda number: number, {1: To((1,))}, default=To(()))
     assert [outlet(number) for number in (1, 2)] == [(1,), ()]
 
 
 def test_another_key_without_a_default_is_an_error_that_names_the_keys() -> None:
     with pytest.raises(Misdirected, match="could not choose a branch of route.parity. for 'x'") as caught:
-        ToChosen("choose a branch of route(parity)", lambda _: "none", {"even": To((0,)), "odd": To((1,))})("x")
+        ToChosen("route(parity)", lambda _: "none", {"even": To((0,)), "odd": To((1,))})("x")
     assert isinstance(caught.value.error, LookupError)
     assert "no branch has the key 'none', there are 'even', 'odd'" in str(caught.value.error)
 
@@ -80,14 +80,14 @@ def test_whatever_choose_raises_is_the_cause_and_the_result_is_named(kind: type[
         raise kind("on purpose")
 
     with pytest.raises(Misdirected) as caught:
-        ToChosen("choose", fails, {1: To((1,))})("x")
+        ToChosen("route(it)", fails, {1: To((1,))})("x")
     assert type(caught.value.__cause__) is kind
     assert (caught.value.error, caught.value.result) == (caught.value.__cause__, "x")
 
 
 def test_a_key_that_has_no_hash_is_an_error_of_that_result() -> None:
-    with pytest.raises(Misdirected, match="could not choose for 'x'") as caught:
-        ToChosen("choose", lambda _: [], {1: To((1,))})("x")
+    with pytest.raises(Misdirected, match="could not choose a branch of route\\(it\\) for 'x'") as caught:
+        ToChosen("route(it)", lambda _: [], {1: To((1,))})("x")
     assert isinstance(caught.value.error, TypeError)
 
 
@@ -166,6 +166,20 @@ class Pair(NamedTuple):
     right: object
 
 
+class SummerTime(tzinfo):
+    """Ends in the night to the 27th of October: what is 2:30 then comes twice."""
+
+    def utcoffset(self, when: datetime | None) -> timedelta:
+        return timedelta(hours=2 if when is not None and when.fold == 0 else 1)
+
+    def dst(self, when: datetime | None) -> timedelta:
+        return timedelta(0)
+
+    def tzname(self, when: datetime | None) -> str:
+        return "summer"
+
+
+SUMMER = SummerTime()
 EAST = timezone(timedelta(hours=2))
 #: Keys that are equal: they must have the same hash.
 EQUAL: dict[str, tuple[Hashable, Hashable]] = {
@@ -184,6 +198,11 @@ EQUAL: dict[str, tuple[Hashable, Hashable]] = {
     "sets in another order": (frozenset(["a", "b", 1]), frozenset([1.0, "b", "a"])),
     "one time in two zones": (datetime(2024, 1, 1, 12, tzinfo=UTC), datetime(2024, 1, 1, 14, tzinfo=EAST)),
     "one local time twice": (datetime(2024, 10, 27, 2, 30), datetime(2024, 10, 27, 2, 30, fold=1)),
+    "one time of a zone twice": (
+        datetime(2024, 10, 27, 2, 30, tzinfo=SUMMER),
+        datetime(2024, 10, 27, 2, 30, fold=1, tzinfo=SUMMER),
+    ),
+    "paths of Windows": (PureWindowsPath("A"), PureWindowsPath("a")),
     "id": (UUID(int=5), UUID(int=5)),
     "paths": (PurePosixPath("a//b"), PurePosixPath("a/b")),
 }

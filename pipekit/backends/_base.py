@@ -48,6 +48,10 @@ class Outbox(Protocol):
     """A writing end, for one worker: of a channel, or of those of all branches of a tee."""
 
     @property
+    def is_wanted(self) -> bool:
+        """False when nobody reads here any more, or the run stops."""
+
+    @property
     def frame_size(self) -> int:
         """Items that a frame should hold now."""
 
@@ -64,7 +68,8 @@ class Worker(ABC):
 
     @abstractmethod
     def abort(self) -> None:
-        """Ask it to stop so that `finally` blocks run; returns at once. Its channels are already cancelled."""
+        """Ask it to stop so that `finally` blocks run; returns at once. Its results are not wanted any more: the run
+        stops, or nobody reads at any of its outboxes."""
 
     @abstractmethod
     def kill(self) -> None:

@@ -318,6 +318,10 @@ class _LinkWriter:
         self._closed = False  # nobody reads there any more
         self._sequence = 0
 
+    @property
+    def is_wanted(self) -> bool:
+        return not self._stopped and not self._closed
+
     def credited(self, message: Message) -> None:
         with self._changed:
             self.frame_size = message.count or 1

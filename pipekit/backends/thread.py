@@ -59,11 +59,11 @@ class _ThreadWorker(Worker):
         report: Report,
         flusher: Flusher,
     ) -> None:
-        reader = None if inbox is None else BlockingReader(inbox)
-        writers = [
+        self._reader = None if inbox is None else BlockingReader(inbox)
+        self._writers = [
             BlockingWriter(outbox, pickled=pickled) for outbox, pickled in zip(outboxes, task.encode, strict=True)
         ]
-        self._loop = WorkerLoop(task, name, reader, writers, flusher)
+        self._loop = WorkerLoop(task, name, self._reader, self._writers, flusher)
         self._report = report
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -71,10 +71,14 @@ class _ThreadWorker(Worker):
         self._thread.start()
 
     def abort(self) -> None:
-        """Nothing to do: it stops at the next read or write of its cancelled channels."""
+        """It stops at the next read or write of its channels; where it waits, at once."""
+        for end in (self._reader, *self._writers):
+            if end is not None:
+                end.stop()
 
     def kill(self) -> None:
         """Not possible for a thread: it is left to end by itself, and takes no further item."""
+        self.abort()
 
     def join(self, timeout: float) -> bool:
         if self._thread.ident is not None and self._thread is not threading.current_thread():
