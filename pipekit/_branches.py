@@ -32,17 +32,21 @@ D = TypeVar("D")
 E = TypeVar("E")
 F = TypeVar("F")
 
+#: Characters of the branches in the name of a tee.
+NAME_LENGTH = 60
+
 #: What can be a branch.
 Branch: TypeAlias = Stage[A, B] | Pipeline[A, B]
 #: What can be merged.
-Source: TypeAlias = Stage[NoInput, B] | Pipeline[NoInput, B] | Iterable[B]
+Mergeable: TypeAlias = Stage[NoInput, B] | Pipeline[NoInput, B] | Iterable[B]
 
 
 class _Branches(Stage[In, Out, []]):
     """What `tee` and `route` make. Has no workers, and of the options only a name."""
 
-    def __init__(self, part: Tee | Route) -> None:
+    def __init__(self, part: Tee | Route, default_name: str | None = None) -> None:
         self._graph = part
+        self._default_name = default_name or part.name
 
     def _part(self) -> Part:
         return self._graph
@@ -58,18 +62,20 @@ class _Branches(Stage[In, Out, []]):
     def setup(self, **options: Any) -> Any:
         if set(options) - {"name"}:
             raise OptionError(_NO_OPTIONS.format(self.name))
-        if options.get("name") is not None:
-            check_name(options["name"])
-            self._graph = replace(self._graph, name=options["name"])
+        if "name" in options:
+            name = options["name"]
+            if name is not None:
+                check_name(name)
+            self._graph = replace(self._graph, name=name or self._default_name)
         return self
 
     def __call__(self, *args: Never, **kwargs: Never) -> Stage[In, Out]:
         if args or kwargs:
             raise SignatureError(f"{self.name} takes no arguments: give them to the stages in it")
-        return _Branches(self._graph)
+        return _Branches(self._graph, self._default_name)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Branches, (self._graph,)
+        return _Branches, (self._graph, self._default_name)
 
     def __repr__(self) -> str:
         return f"<Stage {self.name}>"
@@ -108,7 +114,7 @@ def tee(*branches: Branch[Any, Any]) -> Stage[Any, Any]:
     parts = tuple(_branch("tee", branch) for branch in branches)
     if not parts:
         raise SignatureError("tee() needs at least one branch")
-    return _Branches(Tee(f"tee({', '.join(map(written, parts))})", parts))
+    return _Branches(Tee(f"tee({_shortened(', '.join(map(written, parts)))})", parts))
 
 
 def route(
@@ -150,18 +156,18 @@ def route(
 
 
 @overload
-def merge(first: Source[B], /) -> Pipeline[NoInput, B]: ...
+def merge(first: Mergeable[B], /) -> Pipeline[NoInput, B]: ...
 @overload
-def merge(first: Source[B], second: Source[C], /) -> Pipeline[NoInput, B | C]: ...
+def merge(first: Mergeable[B], second: Mergeable[C], /) -> Pipeline[NoInput, B | C]: ...
 @overload
-def merge(first: Source[B], second: Source[C], third: Source[D], /) -> Pipeline[NoInput, B | C | D]: ...
+def merge(first: Mergeable[B], second: Mergeable[C], third: Mergeable[D], /) -> Pipeline[NoInput, B | C | D]: ...
 @overload
 def merge(
-    first: Source[B], second: Source[C], third: Source[D], fourth: Source[E], /
+    first: Mergeable[B], second: Mergeable[C], third: Mergeable[D], fourth: Mergeable[E], /
 ) -> Pipeline[NoInput, B | C | D | E]: ...
 @overload
-def merge(*pipelines: Source[B]) -> Pipeline[NoInput, B]: ...
-def merge(*pipelines: Source[Any]) -> Pipeline[NoInput, Any]:
+def merge(*pipelines: Mergeable[B]) -> Pipeline[NoInput, B]: ...
+def merge(*pipelines: Mergeable[Any]) -> Pipeline[NoInput, Any]:
     """Run several pipelines side by side and let their results flow on together, as they are ready.
 
     Ends when all have ended. Each is a run of its own: `merge(p | a, p | b)` runs `p` twice; to run it once and have
@@ -181,6 +187,10 @@ def merge(*pipelines: Source[Any]) -> Pipeline[NoInput, Any]:
     return Pipeline(Merge(tuple(map(_closed, pipelines))))
 
 
+def _shortened(text: str) -> str:
+    return text if len(text) <= NAME_LENGTH else f"{text[: NAME_LENGTH - 3]}..."
+
+
 def _branch(of: str, branch: object) -> Part:
     if not isinstance(branch, Joinable):
         raise SignatureError(
@@ -188,7 +198,10 @@ def _branch(of: str, branch: object) -> Part:
             "make a function one with `stage` or `map_stage`"
         )
     part = branch._part()
-    check_open(part)
+    try:
+        check_open(part)
+    except SignatureError as error:
+        raise SignatureError(f"{branch!r} cannot be a branch of {of}: {error}") from None
     return part
 
 
@@ -196,6 +209,8 @@ def _closed(pipeline: object) -> Part:
     if isinstance(pipeline, Joinable):
         check_closed(pipeline._part())
         return pipeline._part()
+    if isinstance(pipeline, (list, tuple)) and any(isinstance(one, Joinable) for one in pipeline):
+        raise SignatureError("merge takes pipelines, not a list of them: write merge(*pipelines)")
     if not is_iterable(pipeline):
         raise SignatureError(f"{short_repr(pipeline)} cannot be merged: that must be a pipeline or an iterable")
     return source_node(cast("Iterable[Any]", pipeline))

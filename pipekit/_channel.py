@@ -41,11 +41,6 @@ class Channel:
         return self._edge.is_closed
 
     @property
-    def is_wanted(self) -> bool:
-        """Whether a frame would be let in, now or when there is room; read without the lock."""
-        return self._edge.is_wanted
-
-    @property
     def entered(self) -> int:
         """Items let in so far; read without the lock."""
         return self._edge.entered
@@ -236,10 +231,6 @@ class BlockingWriter:
             raise Released
         self._sequence += 1
         return answer is Signal.OK
-
-    @property
-    def is_wanted(self) -> bool:
-        return self._channel.is_wanted
 
     def stop(self) -> None:
         """From another thread: do not wait any longer."""

@@ -87,11 +87,6 @@ class Edge:
         return self._refuses is Signal.CLOSED
 
     @property
-    def is_wanted(self) -> bool:
-        """Whether a frame would be let in, now or when there is room."""
-        return self._refuses is None
-
-    @property
     def lent(self) -> int:
         """Items in the hands of readers, not yet taken for good."""
         return self._lent

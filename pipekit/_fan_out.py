@@ -28,12 +28,8 @@ class FanOut:
     def frame_size(self) -> int:
         return min((channel.frame_size for channel in self._channels if not channel.is_closed), default=1)
 
-    @property
-    def is_wanted(self) -> bool:
-        return any(channel.is_wanted for channel in self._channels)
-
     def put(self, waiter: Waiter, frame: Frame) -> Signal | None:
-        answers = _Answers(self, waiter, frame.count)
+        answers = _Together(self, waiter, frame.count)
         last: Signal | None = None
         for channel in self._channels:
             answer = channel.put(answers, frame)
@@ -52,7 +48,7 @@ class FanOut:
             self.entered += items
 
 
-class _Answers:
+class _Together:
     """What the channels say to one frame; its writer is told when all have answered."""
 
     def __init__(self, outbox: FanOut, waiter: Waiter, items: int) -> None:

@@ -30,6 +30,23 @@ class Payload(Protocol):
 UNCHANGING = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 
+class CannotTravel(Exception):
+    """An item or result that cannot travel; the reason is its `__cause__`."""
+
+    def __init__(self, what: str, error: BaseException) -> None:
+        super().__init__(what)
+        self.what = what
+        self.error = error
+
+
+def part_of(result: object) -> object:
+    """A stage's result as `to_part` makes it; raises CannotTravel."""
+    try:
+        return to_part(result)
+    except BaseException as error:
+        raise CannotTravel(f"could not pickle its result {short_repr(result)}", error) from error
+
+
 def to_part(item: object) -> object:
     """An item as it waits in a frame that will leave the process: itself if unchanging, else pickled, in a 1-tuple."""
     return item if type(item) in UNCHANGING else (encode(item),)

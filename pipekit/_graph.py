@@ -190,15 +190,26 @@ class OneShot:
     def __call__(self) -> Iterator[Any]:
         return self.iterator
 
-    def claim(self) -> None:
-        """Take it for a run; raises PipelineError the second time."""
+    def claim(self) -> bool:
+        """Take it for a run; False if another has it."""
         with self.lock:
             used, self.used = self.used, True
-        if used:
-            raise PipelineError(
-                f"the source {short_repr(self.iterator)} is an iterator that an earlier run has read: its items are "
-                "gone. Give a list or another iterable that can be read again, or Stage(function)"
-            )
+        return not used
+
+
+def claim_all(sources: Iterable[OneShot]) -> None:
+    """Take all or none of the iterators for a run; raises PipelineError if another run has one of them."""
+    claimed = []
+    for source in sources:
+        if source.claim():
+            claimed.append(source)
+            continue
+        for other in claimed:
+            other.used = False
+        raise PipelineError(
+            f"the source {short_repr(source.iterator)} is an iterator that an earlier run has read: its items are "
+            "gone. Give a list or another iterable that can be read again, or Stage(function)"
+        )
 
 
 def source_node(source: Iterable[Any]) -> Node:

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 from pipekit._activity import Activity
 from pipekit._errors import Failure, Released, SignatureError, short_repr
 from pipekit._frame import Frame
-from pipekit._graph import check_closed
+from pipekit._graph import check_closed, claim_all
 from pipekit._input import Input
-from pipekit._layout import Layout, Place, lay_out
+from pipekit._layout import Layout, Place, add_place, lay_out
+from pipekit._outlet import Outlet
 from pipekit._pipeline import Joinable, NoInput, Pipeline
-from pipekit._plan import make_task
+from pipekit._plan import make_task, over_edges
 from pipekit._stage import Stage
 from pipekit._worker import call_function, check_nothing_hidden, close_generator, describe
 
@@ -26,7 +27,8 @@ def run_inline(pipeline: Pipeline[NoInput, T] | Stage[NoInput, T]) -> Generator[
     """Run a pipeline in this thread, an item at a time, each stage once: to debug it, or to compare.
 
     Options are not looked at: no worker is started, nothing is pickled, and an item passes through all stages before
-    the next is read. (A stage that asks for more than one gets them: what the others are to read meanwhile waits.)
+    the next is read. A branch that asks for a second item makes the stages before it go on until one comes, and what is
+    for other branches waits meanwhile: with a source without end, that may be for ever.
     Breakpoints, profilers and post-mortem debugging work as in any Python code.
 
     Args:
@@ -45,8 +47,7 @@ def run_inline(pipeline: Pipeline[NoInput, T] | Stage[NoInput, T]) -> Generator[
         raise SignatureError(f"run_inline runs a pipeline or a stage, not {short_repr(pipeline)}")
     check_closed(pipeline._part())
     layout = lay_out(pipeline._part())
-    for source in layout.one_shots():
-        source.claim()
+    claim_all(layout.one_shots())
     return _results(_InlineRun(layout))
 
 
@@ -68,7 +69,9 @@ def _results(run: _InlineRun) -> Generator[Any, None, None]:
         for stage in reversed(run.stages):
             stage.close()
     if run.failures:
-        raise run.failures[0].to_exception(run.failures[1:])
+        error = run.failures[0].to_exception(run.failures[1:])
+        add_place(error, [stage.place for stage in run.stages])
+        raise error
 
 
 class _InlineRun:
@@ -78,20 +81,23 @@ class _InlineRun:
         self.failures: list[Failure] = []
         self.consumer = layout.consumer
         readers = layout.readers()
+        themselves = [(number,) for number in range(layout.consumer + 1)]
         self.stages = [
-            _InlineStage(self, number, place, has_input=number in readers) for number, place in enumerate(layout.places)
+            _InlineStage(self, number, place, over_edges(place.outlet, layout, themselves), has_input=number in readers)
+            for number, place in enumerate(layout.places)
         ]
         self._waiting: list[deque[object]] = [deque() for _ in range(layout.consumer + 1)]
         # Who gives to each, the one whose turn it is first.
         self._givers: list[deque[_InlineStage]] = [deque() for _ in range(layout.consumer + 1)]
         for stage in self.stages:
-            for reader in set(stage.place.outlet.leaves()):
+            for reader in stage.readers:
                 self._givers[reader].append(stage)
+        self._giving = [len(givers) for givers in self._givers]  # those that have not ended
 
     def next_item(self, reader: int) -> object:
         """The next item for a stage, or for the consumer; raises StopIteration at the end."""
         while not self._waiting[reader]:
-            if all(giver.ended for giver in self._givers[reader]):
+            if not self._giving[reader]:
                 raise StopIteration
             self._let_one_give(reader)
         return self._waiting[reader].popleft()
@@ -101,21 +107,28 @@ class _InlineRun:
 
         First from those for whom an item waits: a branch that gets none must not read everything for the others.
         """
-        self._givers[reader].rotate(-1)
-        givers = [giver for giver in self._givers[reader] if not giver.ended]
-        if not any(map(self._is_ready, givers)):
-            self._let_one_give(givers[0].number)
-        ready = next(filter(self._is_ready, givers), None)
-        if ready is not None:
-            self._take_result(ready)
+        giver = self._next_giver(self._givers[reader])
+        if not self._is_ready(giver):
+            self._let_one_give(giver.number)
+        if self._is_ready(giver):
+            self._take_result(giver)
+
+    def _next_giver(self, givers: deque[_InlineStage]) -> _InlineStage:
+        if len(givers) == 1:
+            return givers[0]
+        givers.rotate(-1)
+        alive = [giver for giver in givers if not giver.ended]
+        return next(filter(self._is_ready, alive), alive[0])
 
     def _is_ready(self, stage: _InlineStage) -> bool:
-        return bool(self._waiting[stage.number]) or all(giver.ended for giver in self._givers[stage.number])
+        return bool(self._waiting[stage.number]) or not self._giving[stage.number]
 
     def _take_result(self, giver: _InlineStage) -> None:
         try:
             result, numbers = giver.next_result()
         except StopIteration:
+            for number in giver.readers:
+                self._giving[number] -= 1
             return
         for number in numbers:
             if number == self.consumer or not self.stages[number].ended:
@@ -125,12 +138,14 @@ class _InlineRun:
 class _InlineStage:
     """A stage in a run. When one fails, its failure is kept, and those behind it are released as workers are."""
 
-    def __init__(self, run: _InlineRun, number: int, place: Place, *, has_input: bool) -> None:
+    def __init__(self, run: _InlineRun, number: int, place: Place, outlet: Outlet, *, has_input: bool) -> None:
         self.number = number
         self.place = place
+        self.readers = set(outlet.leaves())
+        self._outlet = outlet
         self.ended = False
         self._run = run
-        self._task = make_task(place, has_input=has_input, encode=(False,), outlet=None)
+        self._task = make_task(place, has_input=has_input, pickled=(False,), outlet=None)
         reader = _InlineReader(partial(run.next_item, number))
         self._input = Input(reader, _NeverWaits(), Activity(), _nothing) if has_input else None
         self._results: Iterator[object] | None = None
@@ -146,7 +161,7 @@ class _InlineStage:
             self.ended = True
             self._guarded(partial(check_nothing_hidden, self._task, self._input))
             raise StopIteration
-        return result, self._guarded(partial(self.place.outlet, result))
+        return result, self._guarded(partial(self._outlet, result))
 
     def close(self) -> None:
         """Run the function's `finally` blocks if it has not ended."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from pipekit._activity import Activity
 from pipekit._errors import Released
-from pipekit._frame import Frame, part_repr
+from pipekit._frame import CannotTravel, Frame, part_repr
 from pipekit._stats import Doing
 
 
@@ -34,15 +34,6 @@ class Waits(Protocol):
     @property
     def blocked(self) -> float:
         """Seconds so far."""
-
-
-class CannotTravel(Exception):
-    """An item or result that cannot travel; the reason is its `__cause__`."""
-
-    def __init__(self, what: str, error: BaseException) -> None:
-        super().__init__(what)
-        self.what = what
-        self.error = error
 
 
 class Input:

@@ -18,6 +18,9 @@ from zlib import crc32
 
 from pipekit._errors import short_repr
 
+#: Keys that the message of a missing one shows.
+KEYS_SHOWN = 10
+
 
 class Misdirected(Exception):
     """For a result, no way could be found; the reason is its `__cause__`."""
@@ -98,6 +101,8 @@ class ToChosen:
             outlet = self.outlets.get(key, self.default)
             if outlet is None:
                 raise self._no_branch(key)
+        except KeyboardInterrupt:
+            raise
         except BaseException as error:
             raise Misdirected(f"could not {self._what} for {short_repr(result)}", result, error) from error
         return outlet(result)
@@ -107,7 +112,9 @@ class ToChosen:
         return f"{'find the key of' if isinstance(self.choose, _ByKey) else 'choose a branch of'} {self.name}"
 
     def _no_branch(self, key: object) -> LookupError:
-        known = ", ".join(map(short_repr, self.outlets))
+        known = ", ".join(map(short_repr, list(self.outlets)[:KEYS_SHOWN]))
+        if len(self.outlets) > KEYS_SHOWN:
+            known += f" and {len(self.outlets) - KEYS_SHOWN} more"
         return LookupError(
             f"no branch has the key {short_repr(key)}, there are {known}: add it, or give default=, "
             "or default=DROP to leave such items out"
@@ -159,12 +166,13 @@ class _ByKey:
     places: int
 
     def __call__(self, result: object) -> int:
-        return (_MIX * key_hash(self.key(result)) >> 32) % self.places
+        return (_MIX * key_hash(self.key(result)) & _ALL_BITS) * self.places >> 64
 
 
-#: 2**64 divided by the golden ratio (Knuth, The Art of Computer Programming, 6.4: multiplicative hashing): keys that
-#: are all multiples of the number of places are still spread.
+#: 2**64 divided by the golden ratio (Knuth, The Art of Computer Programming, 6.4: multiplicative hashing). The highest
+#: bits of the product choose the place, so that keys which are all multiples of something are still spread.
 _MIX = 0x9E3779B97F4A7C15
+_ALL_BITS = (1 << 64) - 1
 
 
 def key_hash(key: object) -> int:
@@ -179,14 +187,14 @@ def key_hash(key: object) -> int:
         return crc32(key.encode("utf-8", "surrogatepass"))
     if isinstance(key, bytes):
         return crc32(key)
-    if isinstance(key, Number):
-        return hash(key)
     if key is None:
         return 0
     if isinstance(key, tuple):
         return hash(tuple(map(key_hash, key)))
     if isinstance(key, frozenset):
         return hash(frozenset(map(key_hash, key)))
+    if isinstance(key, Number):
+        return hash(key) if key == key else 0  # the hash of a NaN is its address
     return key_hash(_in_plain_values(key))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from time import perf_counter
@@ -10,7 +11,8 @@ from typing import Any, Protocol
 
 from pipekit._activity import Activity
 from pipekit._errors import Released
-from pipekit._frame import Pace
+from pipekit._frame import Pace, part_of
+from pipekit._outlet import Outlet
 from pipekit._stats import Doing
 
 #: Seconds of its own work that a worker collects in a frame before it hands it on.
@@ -28,10 +30,6 @@ class Writer(Protocol):
 
     #: Seconds that `put` has waited so far.
     blocked: float
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether anybody reads there; False also if the run stops. Returns at once."""
 
     @property
     def frame_size(self) -> int:
@@ -95,74 +93,36 @@ def _started(target: Callable[[], None]) -> threading.Thread | None:
     return thread
 
 
-class Output:
-    """Collects a worker's results into frames, for one writer or for several.
+class Output(ABC):
+    """Collects a worker's results and hands them on in frames."""
 
-    addressed: each result comes as pairs (index of a writer, part), one for each writer that it goes to.
-    """
-
-    def __init__(self, writers: Sequence[Writer], flusher: Flusher, activity: Activity, *, addressed: bool) -> None:
-        self._collections = [_Collection(writer) for writer in writers]
-        self._is_addressed = addressed
+    def __init__(self, flusher: Flusher, activity: Activity) -> None:
         self._flusher = flusher
         self._activity = activity
         self._pace = Pace(MOST, WRITER_SECONDS)
-        self._addressed = 0  # results that came as pairs
+        self._collecting = False  # several results: then the flusher watches
+        self._stopped = False
 
-    @property
-    def blocked(self) -> float:
-        """Seconds that the worker has waited for room."""
-        return sum(collection.writer.blocked for collection in self._collections)
+    def stop(self) -> None:
+        """The results are not wanted any more; from any thread. A worker that never hands on anything hears it so."""
+        self._stopped = True
 
-    @property
-    def results(self) -> int:
-        """Results that the function has given."""
-        return self._addressed or self._collections[0].collected
-
-    def pump(self, results: Iterator[object]) -> bool:
-        """Hand on about a frame of results; False when there are no more."""
-        size = min(self._pace.size, self._most)
-        collect = self._collect_addressed if self._is_addressed else self._collect_all
+    def pump(self, results: Iterator[Any]) -> bool:
+        """Hand on about a frame of results; False when there are no more. Raises Released if they are not wanted."""
+        self._check_stopped()
+        size = min(self._pace.size, self._frame_size)
         blocked = self.blocked
         started = perf_counter()
-        # Of several writers, one may have no room while others have: what is for these is handed on meanwhile.
-        watched = size > 1 or self._is_addressed
-        if watched:
-            self._flusher.watch(self)
+        self._collecting = size > 1
+        self._watch(on=self._collecting)
         try:
-            produced = collect(islice(results, size))
-            self._pace.measured(produced or 1, perf_counter() - started - (self.blocked - blocked))
-            self.flush()
+            produced = self._collect(islice(results, size))
         finally:
-            if watched:
-                self._flusher.unwatch(self)
-        if self._is_addressed:
-            self._look()  # also where nothing was put: all results may be for branches that have ended, or dropped
-        for collection in self._collections:
-            collection.clear()
+            self._collecting = False
+            self._watch(on=False)
+        self._pace.measured(produced or 1, perf_counter() - started - (self.blocked - blocked))
+        self.flush()
         return produced == size
-
-    @property
-    def _most(self) -> int:
-        """What is collected for all results' one writer is one frame. Of several, each gets its frames as they fill."""
-        return MOST if self._is_addressed else self._collections[0].writer.frame_size
-
-    def _collect_all(self, parts: Iterator[object]) -> int:
-        (collection,) = self._collections
-        collection.parts.extend(parts)
-        return len(collection.parts)
-
-    def _collect_addressed(self, results: Iterator[Any]) -> int:
-        before, collections = self._addressed, self._collections
-        full: list[_Collection] = []
-        for pairs in results:
-            self._addressed += 1
-            for index, part in pairs:
-                if collections[index].add(part):
-                    full.append(collections[index])
-            while full:
-                self._flush(full.pop())
-        return self._addressed - before
 
     def flush_before_waiting(self) -> None:
         """Hand on what is collected, for a worker that is about to wait for input.
@@ -172,60 +132,198 @@ class Output:
         if threading.get_ident() == self._activity.thread:
             self.flush()
 
+    @property
+    @abstractmethod
+    def results(self) -> int:
+        """Results that the function has given."""
+
+    @property
+    @abstractmethod
+    def blocked(self) -> float:
+        """Seconds that the worker has waited for room."""
+
+    @abstractmethod
     def flush(self) -> None:
         """Hand on what is collected; waits for room."""
-        for collection in self._collections:
-            self._flush(collection)
 
-    def _flush(self, collection: _Collection) -> None:
-        parts = collection.take()
-        if not parts:
-            return
+    @abstractmethod
+    def offer(self) -> None:
+        """Hand on what is collected if that needs no waiting; for the flusher's thread."""
+
+    @property
+    @abstractmethod
+    def _frame_size(self) -> int:
+        """Results to collect at most."""
+
+    @abstractmethod
+    def _collect(self, results: Iterator[Any]) -> int:
+        """Collect all results; how many they were."""
+
+    def _put(self, writer: Writer, parts: list[object]) -> bool:
         doing, _ = self._activity.now
         self._activity.begin(Doing.WRITING)
         try:
-            collection.wanted = collection.wanted and collection.writer.put(parts)
-            self._check_wanted()
+            wanted = writer.put(parts)
         except Released:
             self._activity.released = True
             raise
         self._activity.begin(doing)
+        return wanted
 
-    def _look(self) -> None:
-        for collection in self._collections:
-            collection.wanted = collection.wanted and collection.writer.is_wanted
-        self._check_wanted()
+    def _watch(self, *, on: bool) -> None:
+        if on:
+            self._flusher.watch(self)
+        else:
+            self._flusher.unwatch(self)
 
-    def _check_wanted(self) -> None:
-        if not any(collection.wanted for collection in self._collections):
-            self._activity.released = True
-            raise Released
+    def _check_stopped(self) -> None:
+        if self._stopped:
+            self._release()
+
+    def _release(self) -> None:
+        self._activity.released = True
+        raise Released
+
+
+class OneOutput(Output):
+    """All results go to one writer. They come in the form in which they leave, and are collected in C."""
+
+    def __init__(self, writer: Writer, flusher: Flusher, activity: Activity) -> None:
+        super().__init__(flusher, activity)
+        self._collection = _Collection(writer, pickled=False)
+        self._earlier = 0  # results before those in the collection
+
+    @property
+    def results(self) -> int:
+        return self._earlier + len(self._collection.parts)
+
+    @property
+    def blocked(self) -> float:
+        return self._collection.writer.blocked
+
+    @property
+    def _frame_size(self) -> int:
+        return self._collection.writer.frame_size
+
+    def pump(self, results: Iterator[Any]) -> bool:
+        more = super().pump(results)
+        self._earlier += self._collection.clear()
+        return more
+
+    def _collect(self, results: Iterator[Any]) -> int:
+        parts = self._collection.parts
+        parts.extend(results)
+        return len(parts)
+
+    def flush(self) -> None:
+        parts = self._collection.take()
+        if parts and not self._put(self._collection.writer, parts):
+            self._release()
 
     def offer(self) -> None:
-        """Hand on what is collected if that needs no waiting; for the flusher's thread."""
-        for collection in self._collections:
+        self._collection.offer()
+
+
+class ManyOutputs(Output):
+    """For each result, an outlet says which writers it goes to.
+
+    pickled: for each writer, whether it gets its results pickled; each result is pickled at most once.
+    """
+
+    def __init__(
+        self, writers: Sequence[Writer], outlet: Outlet, pickled: Sequence[bool], flusher: Flusher, activity: Activity
+    ) -> None:
+        super().__init__(flusher, activity)
+        self._outlet = outlet
+        self._collections = [_Collection(writer, pickled=form) for writer, form in zip(writers, pickled, strict=True)]
+        self._wanted = len(writers)  # those at which somebody reads
+        self._blocked = 0.0
+        self._results = 0
+        self._holding: set[_Collection] = set()  # those that hold results; changed by the worker, under the lock
+        self._lock = threading.Lock()
+
+    @property
+    def results(self) -> int:
+        return self._results
+
+    @property
+    def blocked(self) -> float:
+        return self._blocked
+
+    @property
+    def _frame_size(self) -> int:
+        return MOST  # each writer gets its frames as they fill
+
+    def _collect(self, results: Iterator[Any]) -> int:
+        before = self._results
+        for result in results:
+            self._check_stopped()
+            self._results += 1
+            for full in self._distribute(result):
+                self._flush(full)
+        return self._results - before
+
+    def _distribute(self, result: object) -> list[_Collection]:
+        """Add a result where it goes; the collections that are full now."""
+        wanted = [self._collections[index] for index in self._outlet(result) if self._collections[index].wanted]
+        part: object = None
+        for collection in wanted:
+            if collection.pickled:
+                part = part_of(result)
+                break
+        full = []
+        for collection in wanted:
+            if not collection.parts:
+                with self._lock:
+                    self._holding.add(collection)
+            if collection.add(part if collection.pickled else result):
+                full.append(collection)
+        return full
+
+    def flush(self) -> None:
+        for collection in list(self._holding):
+            self._flush(collection)
+
+    def _flush(self, collection: _Collection) -> None:
+        parts = collection.take_out()
+        with self._lock:
+            self._holding.discard(collection)
+        if not parts:
+            return
+        # While it waits for room there, the flusher hands on what is for the others.
+        self._watch(on=bool(self._holding))
+        blocked = collection.writer.blocked
+        try:
+            collection.wanted = self._put(collection.writer, parts)
+        finally:
+            self._blocked += collection.writer.blocked - blocked
+            self._watch(on=self._collecting)
+        if not collection.wanted:
+            self._wanted -= 1
+        if not self._wanted:
+            self._release()
+
+    def offer(self) -> None:
+        with self._lock:
+            holding = list(self._holding)
+        for collection in holding:
             collection.offer()
 
 
 class _Collection:
     """What is collected for one writer."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer, *, pickled: bool) -> None:
         self.writer = writer
+        self.pickled = pickled
         self.wanted = True  # somebody reads there
-        self._earlier = 0  # results before those in `parts`
-        self._lock = threading.Lock()
-        # Only the worker's thread appends, in C, without the lock; whoever sends takes what lies beyond `_sent`, under
-        # the lock. Assumes that a list may be sliced while another thread appends to it: true with the GIL, and on
+        # Only the worker's thread appends, without the lock; whoever sends takes what lies beyond `_sent`, under the
+        # lock. Assumes that a list may be sliced while another thread appends to it: true with the GIL, and on
         # free-threaded builds by the list's own lock.
         self.parts: list[object] = []
         self._sent = 0
         self._free = 1  # of the frame that is being filled, where they are added one by one
-
-    @property
-    def collected(self) -> int:
-        with self._lock:
-            return self._earlier + len(self.parts)
+        self._lock = threading.Lock()
 
     def add(self, part: object) -> bool:
         """Add one; True when the frame is full."""
@@ -234,10 +332,26 @@ class _Collection:
         return self._free <= 0
 
     def take(self) -> list[object]:
-        """What has not been handed on, to be handed on now."""
-        self._free = self.writer.frame_size
+        """What has not been handed on. It stays in `parts`, to which something may be appended meanwhile."""
         with self._lock:
             return self._take()
+
+    def take_out(self) -> list[object]:
+        """What has not been handed on, and begin a new frame; for the thread that adds."""
+        with self._lock:
+            parts = self._take()
+            self.parts = []
+            self._sent = 0
+        self._free = self.writer.frame_size
+        return parts
+
+    def clear(self) -> int:
+        """Forget all; how many there were."""
+        with self._lock:
+            size = len(self.parts)
+            self.parts = []
+            self._sent = 0
+        return size
 
     def offer(self) -> None:
         with self._lock:
@@ -249,12 +363,6 @@ class _Collection:
                 accepted = False
             if not accepted:
                 self._sent = sent
-
-    def clear(self) -> None:
-        with self._lock:
-            self._earlier += len(self.parts)
-            self.parts = []
-            self._sent = 0
 
     def _take(self) -> list[object]:
         parts = self.parts[self._sent :]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 
-from pipekit._errors import SignatureError
+from pipekit._errors import SignatureError, short_repr
 from pipekit._graph import DROP, Merge, Node, Part, Route, Series, Tee, check_closed
 from pipekit._layout import Layout, lay_out
 from pipekit._outlet import Outlet, To, ToAll
@@ -115,9 +115,14 @@ def _readers(outlet: Outlet, label: str) -> Iterator[tuple[int, str]]:
             yield from _readers(one, label)
     else:
         for key, one in outlet.outlets.items():
-            yield from _readers(one, _joined(label, key if isinstance(key, str) else repr(key)))
+            yield from _readers(one, _joined(label, key_text(key)))
         if outlet.default is not None:
             yield from _readers(outlet.default, _joined(label, "default"))
+
+
+def key_text(key: object) -> str:
+    """A route's key, as it stands at an arrow."""
+    return key if isinstance(key, str) and key.isprintable() else short_repr(key)
 
 
 def _joined(label: str, key: str) -> str:

@@ -13,6 +13,7 @@ from pipekit._graph import Node, OneShot, Options, Part, check_closed
 from pipekit._layout import Layout, Place, lay_out
 from pipekit._outlet import Outlet, To, ToAll, ToChosen, to_all, to_keyed
 from pipekit._pickling import decode, encode_by_value
+from pipekit._picture import key_text
 from pipekit._task import Task
 from pipekit.backends._base import Backend
 from pipekit.backends._registry import resolve_backend
@@ -28,7 +29,7 @@ class PlannedStage:
     """A stage bound to its backend.
 
     name: its own in the graph.
-    branches: those that it is in, innermost first.
+    inside: the branches that it is in, innermost first.
     readers: who reads its results, as text.
     prepared: what the backend made of the task.
     inputs: the edge that each worker reads, indices into the plan's edges; empty for a stage without input.
@@ -37,7 +38,7 @@ class PlannedStage:
     """
 
     name: str
-    branches: tuple[str, ...]
+    inside: tuple[str, ...]
     readers: str
     workers: int
     backend: Backend
@@ -108,11 +109,12 @@ def compile_plan(part: Part) -> Plan:
     one_shots = tuple(layout.one_shots())
     backends = [resolve_backend(place.node.options.backend) for place in layout.places]
     inputs = _number_edges(layout)
-    outlets = [_over_edges(place.outlet, layout, inputs) for place in layout.places]
-    read_remotely = {edge for backend, edges in zip(backends, inputs, strict=False) if backend.remote for edge in edges}
+    outlets = [over_edges(place.outlet, layout, inputs) for place in layout.places]
+    remotely = [edges for backend, edges in zip(backends, inputs[:-1], strict=True) if backend.remote]
+    read_remotely = {edge for edges in remotely for edge in edges}
     stages = [
         _stage(place, backend, edges, _Outboxes.of(outlet, read_remotely, from_remote=backend.remote), layout)
-        for place, backend, edges, outlet in zip(layout.places, backends, inputs, outlets, strict=False)
+        for place, backend, edges, outlet in zip(layout.places, backends, inputs[:-1], outlets, strict=True)
     ]
     return Plan(tuple(stages), tuple(_edges(layout, inputs, outlets)), one_shots)
 
@@ -130,15 +132,14 @@ def _number_edges(layout: Layout) -> list[tuple[int, ...]]:
     return [*inputs, (first,)]
 
 
-def _over_edges(outlet: Outlet, layout: Layout, inputs: Sequence[tuple[int, ...]]) -> Outlet:
+def over_edges(outlet: Outlet, layout: Layout, inputs: Sequence[tuple[int, ...]]) -> Outlet:
     """An outlet to stages as one to the edges that they read."""
 
     def to_stage(number: int) -> Outlet:
-        if len(inputs[number]) == 1:
+        key = None if number == layout.consumer else layout.places[number].node.options.key
+        if key is None:
             return To(inputs[number])
-        reader = layout.places[number]
-        assert reader.node.options.key is not None
-        return to_keyed(reader.name, reader.node.options.key, inputs[number])
+        return to_keyed(layout.places[number].name, key, inputs[number])
 
     return outlet.replaced(lambda numbers: to_all([to_stage(number) for number in numbers]))
 
@@ -179,12 +180,12 @@ def _stage(
     task = make_task(
         place,
         has_input=bool(inputs),
-        encode=tuple(outboxes.pickled),
+        pickled=tuple(outboxes.pickled),
         outlet=None if simple else outboxes.outlet,
     )
     return PlannedStage(
         place.name,
-        place.branches,
+        place.inside,
         _readers(place.outlet, layout),
         place.node.options.workers,
         backend,
@@ -212,7 +213,7 @@ _BAD_KEY = "the key {} chooses a branch behind stage {!r}, in another process, b
 def _readers(outlet: Outlet, layout: Layout) -> str:
     """Who reads behind an outlet: `a`, `tee(a, b)`, `route(kind)(pdf: a, others: b)`."""
     if isinstance(outlet, ToChosen):
-        branches = [f"{key}: {_readers(one, layout)}" for key, one in outlet.outlets.items()]
+        branches = [f"{key_text(key)}: {_readers(one, layout)}" for key, one in outlet.outlets.items()]
         if outlet.default is not None:
             branches.append(f"others: {_readers(outlet.default, layout)}")
         return f"{outlet.name}({', '.join(branches)})"
@@ -230,11 +231,11 @@ def _reader(number: int, layout: Layout) -> str:
     return place.name if place.node.options.key is None else f"{place.name} by key"
 
 
-def make_task(place: Place, *, has_input: bool, encode: tuple[bool, ...], outlet: Outlet | None) -> Task:
+def make_task(place: Place, *, has_input: bool, pickled: tuple[bool, ...], outlet: Outlet | None) -> Task:
     """What the workers of a stage are asked to do."""
     node = place.node
     return Task(
-        place.name, node.kind, node.function, node.args, node.kwargs, has_input, encode, outlet, node.skip_errors
+        place.name, node.kind, node.function, node.args, node.kwargs, has_input, pickled, outlet, node.skip_errors
     )
 
 

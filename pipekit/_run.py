@@ -18,10 +18,11 @@ from typing import Any
 
 from pipekit._channel import BlockingReader, Channel
 from pipekit._edge import Edge
-from pipekit._errors import Failure, PipekitError, Released, StartError, TaskException
+from pipekit._errors import Failure, PipekitError, Released, StartError
 from pipekit._fan_out import FanOut
-from pipekit._frame import Frame
-from pipekit._input import CannotTravel
+from pipekit._frame import CannotTravel, Frame
+from pipekit._graph import claim_all
+from pipekit._layout import add_place
 from pipekit._live import forget, is_exiting, remember, stop_all_at_exit
 from pipekit._plan import Plan, PlannedStage
 from pipekit._stats import RunStats, StageStats
@@ -81,8 +82,7 @@ class Run:
         """
         remember(self)
         try:
-            for source in self._plan.one_shots:
-                source.claim()
+            claim_all(self._plan.one_shots)
             self._state = State.RUNNING
             for index, stage in enumerate(self._plan.stages):
                 for number in range(stage.workers):
@@ -240,7 +240,7 @@ class Run:
         if not failures:
             return
         error = failures[0].to_exception(failures[1:])
-        self._add_place(error)
+        add_place(error, self._plan.stages)
         if self._left_behind:
             error.add_note(
                 f"{self._left_behind} thread worker(s) could not be stopped: they are left to finish their call, "
@@ -250,11 +250,6 @@ class Run:
             raise error
         finally:
             del error, failures  # the traceback holds this frame: no cycle, or all that it refers to lives on
-
-    def _add_place(self, error: TaskException) -> None:
-        branches = {stage.name: stage.branches for stage in self._plan.stages}.get(error.stage)
-        if branches:
-            error.add_note(f'stage "{error.stage}" is in {", in ".join(branches)}')
 
     def stats(self) -> RunStats:
         """How the run is doing now."""

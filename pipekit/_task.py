@@ -22,7 +22,7 @@ class Task:
     """What a worker does.
 
     has_input: False for the first stage, whose function is called without items.
-    encode: for each outbox, whether results are pickled for it, each before the function goes on, since they leave for
+    pickled: for each outbox, whether its results are pickled, each before the function goes on, since they leave for
         another process.
     outlet: the outboxes that a result goes to; None: there is one, for all results.
     skip_errors: leave out items whose call raises an Exception (only for Kind.MAP).
@@ -34,6 +34,6 @@ class Task:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     has_input: bool = True
-    encode: tuple[bool, ...] = (False,)
+    pickled: tuple[bool, ...] = (False,)
     outlet: Outlet | None = None
     skip_errors: bool = False

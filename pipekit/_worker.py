@@ -16,7 +16,6 @@ import traceback
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from time import perf_counter
 from types import TracebackType
 from typing import cast
@@ -24,10 +23,10 @@ from typing import cast
 from pipekit import _output
 from pipekit._activity import Activity, this_thread_is
 from pipekit._errors import REPR_LENGTH, Failure, ItemNotPicklable, Released, TaskException, short_repr
-from pipekit._frame import to_part
-from pipekit._input import CannotTravel, Input, Reader
-from pipekit._outlet import Misdirected, Outlet
-from pipekit._output import Flusher, Output, Writer
+from pipekit._frame import CannotTravel, part_of
+from pipekit._input import Input, Reader
+from pipekit._outlet import Misdirected
+from pipekit._output import Flusher, ManyOutputs, OneOutput, Output, Writer
 from pipekit._stats import Doing, WorkerState
 from pipekit._task import Kind, Task
 
@@ -44,7 +43,7 @@ class Outcome:
 
 
 class WorkerLoop:
-    """A worker at its task. The thread that is the worker calls `run`, once; any thread may ask for the `state`."""
+    """A worker at its task. The thread that is the worker calls `run`, once; others `stop` it or ask its `state`."""
 
     def __init__(
         self, task: Task, worker: str, reader: Reader | None, writers: Sequence[Writer], flusher: Flusher
@@ -52,8 +51,17 @@ class WorkerLoop:
         self._task = task
         self._worker = worker
         self._activity = activity = Activity()
-        self._output = output = Output(writers, flusher, activity, addressed=task.outlet is not None)
-        self._input = None if reader is None else Input(reader, output, activity, output.flush_before_waiting)
+        self._output: Output
+        if task.outlet is None:
+            self._output = OneOutput(writers[0], flusher, activity)
+        else:
+            self._output = ManyOutputs(writers, task.outlet, task.pickled, flusher, activity)
+        before_waiting = self._output.flush_before_waiting
+        self._input = None if reader is None else Input(reader, self._output, activity, before_waiting)
+
+    def stop(self) -> None:
+        """The results are not wanted any more; from any thread. Where it waits, its reader or writer releases it."""
+        self._output.stop()
 
     def run(self) -> Outcome:
         """Run the task to its end. Raises nothing: what goes wrong is in the outcome."""
@@ -89,8 +97,9 @@ class WorkerLoop:
         try:
             try:
                 results = call_function(task, self._input)
-                outgoing = _outgoing(task, results)
-                while self._output.pump(outgoing):
+                pickles = task.outlet is None and task.pickled[0]
+                parts = map(part_of, results) if pickles else results
+                while self._output.pump(parts):
                     pass
                 check_nothing_hidden(task, self._input)
             except BaseException:
@@ -163,31 +172,6 @@ def check_nothing_hidden(task: Task, source: Input | None) -> None:
         raise source.error
     if task.kind is Kind.MAP and not source.ended:  # map() takes it for the end of the items
         raise RuntimeError(f"the function of map_stage {task.stage!r} raised StopIteration")
-
-
-def _outgoing(task: Task, results: Iterator[object]) -> Iterator[object]:
-    """Results as `Output` takes them."""
-    if task.outlet is not None:
-        return map(partial(_addressed, task.outlet, task.encode), results)
-    return map(_to_part, results) if task.encode[0] else results
-
-
-def _addressed(outlet: Outlet, encode: tuple[bool, ...], result: object) -> list[tuple[int, object]]:
-    """A result for each outbox that it goes to, in the form that is wanted there; pickled at most once."""
-    outboxes = outlet(result)
-    part = result
-    for index in outboxes:
-        if encode[index]:
-            part = _to_part(result)
-            break
-    return [(index, part if encode[index] else result) for index in outboxes]
-
-
-def _to_part(result: object) -> object:
-    try:
-        return to_part(result)
-    except BaseException as error:
-        raise CannotTravel(f"could not pickle its result {short_repr(result)}", error) from error
 
 
 def close_generator(results: Iterator[object]) -> None:

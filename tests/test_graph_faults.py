@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import re
 import signal
 import threading
 import time
@@ -441,7 +442,7 @@ def test_a_worker_stops_when_all_branches_have_stopped_although_it_has_nothing_m
 def test_a_key_that_is_equal_only_to_itself_chooses_in_threads_and_is_refused_for_processes() -> None:
     branches = route(sentinel_if_odd, {SENTINEL: same("thread")}, default=DROP)
     assert list((range(10) | same("thread") | branches).results()) == [1, 3, 5, 7, 9]
-    with pytest.raises(NotPicklable, match="behind stage 'same'.*is not equal to its own copy there"):
+    with pytest.raises(NotPicklable, match="behind stage 'work'.*is not equal to its own copy there"):
         (range(10) | same("process") | branches).results()
     with pytest.raises(NotPicklable, match="cannot be pickled"):
         (range(10) | same("process") | route(sentinel_if_odd, {threading.Lock(): same("thread")})).results()
@@ -458,10 +459,10 @@ def test_ctrl_c_while_the_writers_of_a_tee_are_told_leaves_none_of_them_waiting(
             raise KeyboardInterrupt
         return add(self, answer)
 
-    add = _fan_out._Answers.add
+    add = _fan_out._Together.add
     pipe = itertools.count() | same("thread", qsize=1) | tee(same("thread", qsize=1), same("thread", qsize=1))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_fan_out._Answers, "add", interrupted)
+        patch.setattr(_fan_out._Together, "add", interrupted)
         list(pipe.results())
 
 
@@ -697,9 +698,9 @@ def test_workers_of_a_graph_do_not_outlive_a_parent_that_is_killed(
 def test_a_program_that_ends_with_a_graph_that_nobody_reads_ends_cleanly() -> None:
     body = GRAPH.replace("read(graph(", "results = graph(").replace(".results(), situation)", ".results()")
     with program(body, "full", "forkserver") as running:
-        running.says(*["worker"] * 7)
         status, out, err = running.ends(within=10)
-        assert (status, out, err) == (0, "", "")
+        assert (status, err) == (0, "")
+        assert set(re.findall("^[a-z]+", out, re.MULTILINE)) <= {"worker"}  # those that had begun
         assert os.listdir(running.directory) == []
 
 

@@ -38,7 +38,8 @@ from pipekit import (
     tee,
 )
 from pipekit._activity import Activity
-from pipekit._output import Flusher, Output
+from pipekit._outlet import To
+from pipekit._output import Flusher, ManyOutputs
 
 
 def same(backend: str, **options: Any) -> Stage[Any, Any]:
@@ -615,7 +616,6 @@ class _Full:
 
     blocked = 0.0
     frame_size = 1
-    is_wanted = True
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -635,7 +635,6 @@ class _RoomSoon:
 
     blocked = 0.0
     frame_size = 1
-    is_wanted = True
 
     def __init__(self, other: _Full) -> None:
         self.parts: list[object] = []
@@ -653,11 +652,11 @@ def test_a_writer_that_waits_for_room_in_one_outbox_hands_on_what_is_for_the_oth
     full = _Full()
     other = _RoomSoon(full)
     flusher = Flusher()
-    output = Output([full, other], flusher, Activity(), addressed=True)
-    worker = threading.Thread(target=lambda: output.pump(iter([[(0, "first"), (1, "second")]])))
+    output = ManyOutputs([full, other], To((0, 1)), [False, False], flusher, Activity())
+    worker = threading.Thread(target=lambda: output.pump(iter(["item"])))
     worker.start()
     try:
-        eventually(lambda: other.parts == ["second"])
+        eventually(lambda: other.parts == ["item"])
     finally:
         full.gate.set()
         worker.join()

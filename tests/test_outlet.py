@@ -74,7 +74,7 @@ def test_another_key_without_a_default_is_an_error_that_names_the_keys() -> None
     assert "no branch has the key 'none', there are 'even', 'odd'" in str(caught.value.error)
 
 
-@pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt, StopIteration, GeneratorExit])
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, StopIteration, GeneratorExit])
 def test_whatever_choose_raises_is_the_cause_and_the_result_is_named(kind: type[BaseException]) -> None:
     def fails(_: object) -> object:
         raise kind("on purpose")
@@ -83,6 +83,14 @@ def test_whatever_choose_raises_is_the_cause_and_the_result_is_named(kind: type[
         ToChosen("route(it)", fails, {1: To((1,))})("x")
     assert type(caught.value.__cause__) is kind
     assert (caught.value.error, caught.value.result) == (caught.value.__cause__, "x")
+
+
+def test_ctrl_c_in_a_choice_stays_what_it_is() -> None:
+    def interrupted(_: object) -> object:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ToChosen("route(it)", interrupted, {1: To((1,))})("x")
 
 
 def test_a_key_that_has_no_hash_is_an_error_of_that_result() -> None:

@@ -88,10 +88,6 @@ class WrappedOutbox:
         self.outbox = outbox
 
     @property
-    def is_wanted(self) -> bool:
-        return self.outbox.is_wanted
-
-    @property
     def frame_size(self) -> int:
         return self.outbox.frame_size
 

@@ -45,7 +45,6 @@ class ListWriter:
     """`room`: frames until the run is cancelled; `readers_leave_after`: frames until nobody reads any more."""
 
     blocked = 0.0
-    is_wanted = True
 
     def __init__(self, frame_size: int = 1, room: int = 10**9, readers_leave_after: int = 10**9) -> None:
         self.frame_size = frame_size
@@ -71,9 +70,9 @@ class ListWriter:
 
 def run(function: Callable[..., Any], reader: ListReader | None, *writers: Writer, **options: Any) -> Outcome:
     """Run a worker; with several writers, `outlet` says which results each gets."""
-    encode = options.pop("encode", (False,) * len(writers))
+    pickled = options.pop("pickled", (False,) * len(writers))
     kind = options.pop("kind", Kind.ITERATOR)
-    task = Task("work", kind, function, has_input=reader is not None, encode=encode, **options)
+    task = Task("work", kind, function, has_input=reader is not None, pickled=pickled, **options)
     flusher = Flusher()
     try:
         return WorkerLoop(task, "work-0", reader, writers, flusher).run()
@@ -397,7 +396,7 @@ class Counted:
 def test_a_result_is_pickled_once_for_all_writers_that_want_it_so() -> None:
     item = Counted()
     writers = [ListWriter(), ListWriter(), ListWriter()]
-    run(same, ListReader(frame(item)), *writers, outlet=To((0, 1, 2)), encode=(True, False, True))
+    run(same, ListReader(frame(item)), *writers, outlet=To((0, 1, 2)), pickled=(True, False, True))
     assert item.pickled == 1
     assert writers[1].items == [item]
     assert writers[0].items == writers[2].items
@@ -405,7 +404,7 @@ def test_a_result_is_pickled_once_for_all_writers_that_want_it_so() -> None:
 
 def test_a_result_that_cannot_be_pickled_for_one_writer_is_a_failure() -> None:
     writers = [ListWriter(), ListWriter()]
-    outcome = run(same, ListReader(frame(1, threading.Lock(), 3)), *writers, outlet=BOTH, encode=(False, True))
+    outcome = run(same, ListReader(frame(1, threading.Lock(), 3)), *writers, outlet=BOTH, pickled=(False, True))
     assert outcome.failure is not None
     assert outcome.failure.kind is ItemNotPicklable
     assert [writer.items for writer in writers] == [[1], [to_part(1)]]
@@ -416,7 +415,7 @@ def test_what_was_chosen_before_a_failing_choice_is_handed_on_and_the_result_is_
         return 1 // (13 - number) and 0
 
     writers = [ListWriter(frame_size=100), ListWriter(frame_size=100)]
-    outlet = ToAll((To((1,)), ToChosen("choose a branch of route(choose)", choose, {0: To((0,))}, default=To((0,)))))
+    outlet = ToAll((To((1,)), ToChosen("route(choose)", choose, {0: To((0,))}, default=To((0,)))))
     outcome = run(same, ListReader(frame(*range(100))), *writers, outlet=outlet)
     assert outcome.failure is not None
     assert outcome.failure.item == "13"
@@ -427,7 +426,7 @@ def test_what_was_chosen_before_a_failing_choice_is_handed_on_and_the_result_is_
 
 def test_a_worker_says_how_many_results_it_gave_not_how_many_copies() -> None:
     flusher = Flusher()
-    task = Task("work", Kind.ITERATOR, same, encode=(False, False), outlet=BOTH)
+    task = Task("work", Kind.ITERATOR, same, pickled=(False, False), outlet=BOTH)
     loop = WorkerLoop(task, "work-0", ListReader(frame(*range(50))), [ListWriter(), ListWriter()], flusher)
     loop.run()
     flusher.stop()

@@ -47,7 +47,7 @@ class CountingExecutor(Executor):
     def open(self, prepared: Any, name: str, inbox: Inbox | None, outboxes: Sequence[Outbox], report: Report) -> Worker:
         reader = None if inbox is None else BlockingReader(inbox)
         writers = [
-            CountingWriter(outbox, pickled=pickled) for outbox, pickled in zip(outboxes, prepared.encode, strict=True)
+            CountingWriter(outbox, pickled=pickled) for outbox, pickled in zip(outboxes, prepared.pickled, strict=True)
         ]
         loop = WorkerLoop(prepared, name, reader, writers, self._flusher)
 
@@ -74,7 +74,7 @@ class CountingWorker(Worker):
         self.loop = loop
 
     def abort(self) -> None:
-        """Its channels are cancelled already: it stops at its next read or write."""
+        self.loop.stop()  # at its next result, if it hands on none; else at its next read or write
 
     def kill(self) -> None:
         """A thread cannot be killed."""

@@ -48,10 +48,6 @@ class Outbox(Protocol):
     """A writing end, for one worker: of a channel, or of those of all branches of a tee."""
 
     @property
-    def is_wanted(self) -> bool:
-        """False when nobody reads here any more, or the run stops."""
-
-    @property
     def frame_size(self) -> int:
         """Items that a frame should hold now."""
 

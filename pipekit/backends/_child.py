@@ -89,8 +89,10 @@ def _run(link: _Link, message: Message, stage: str, worker: str, levels: Levels 
         forward_logs(levels, stage, worker, link.log)  # again: modules may have set up handlers as the parent's have
     except BaseException as error:
         return Outcome(describe(error, stage, worker, None, did="could not load its function:"))
-    link.loop = WorkerLoop(task, worker, link.reader if task.has_input else None, link.writers, flusher)
-    return link.loop.run()
+    link.loop = loop = WorkerLoop(task, worker, link.reader if task.has_input else None, link.writers, flusher)
+    if link.stopped:  # before it had a loop
+        loop.stop()
+    return loop.run()
 
 
 class _Link:
@@ -100,6 +102,7 @@ class _Link:
         self.reader = _LinkReader(self)
         self.writers: list[_LinkWriter] = []
         self.loop: WorkerLoop | None = None
+        self.stopped = False
         self._connection = connection
         self._stage = stage
         self._worker = worker
@@ -193,6 +196,9 @@ class _Link:
             self.send(Message(Say.STATE, body=pickle.dumps(state, PROTOCOL)))
 
     def _stop(self) -> None:
+        self.stopped = True
+        if self.loop is not None:
+            self.loop.stop()
         self._logs.lift()
         self.reader.arrived(Message(Say.STOP))
         for writer in self.writers:
@@ -317,10 +323,6 @@ class _LinkWriter:
         self._stopped = False
         self._closed = False  # nobody reads there any more
         self._sequence = 0
-
-    @property
-    def is_wanted(self) -> bool:
-        return not self._stopped and not self._closed
 
     def credited(self, message: Message) -> None:
         with self._changed:

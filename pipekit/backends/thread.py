@@ -61,7 +61,7 @@ class _ThreadWorker(Worker):
     ) -> None:
         self._reader = None if inbox is None else BlockingReader(inbox)
         self._writers = [
-            BlockingWriter(outbox, pickled=pickled) for outbox, pickled in zip(outboxes, task.encode, strict=True)
+            BlockingWriter(outbox, pickled=pickled) for outbox, pickled in zip(outboxes, task.pickled, strict=True)
         ]
         self._loop = WorkerLoop(task, name, self._reader, self._writers, flusher)
         self._report = report
@@ -71,7 +71,8 @@ class _ThreadWorker(Worker):
         self._thread.start()
 
     def abort(self) -> None:
-        """It stops at the next read or write of its channels; where it waits, at once."""
+        """Where it waits, it stops at once, else at its next result, read or write."""
+        self._loop.stop()
         for end in (self._reader, *self._writers):
             if end is not None:
                 end.stop()

@@ -188,10 +188,6 @@ class _LateOutbox:
         self._late = late
 
     @property
-    def is_wanted(self) -> bool:
-        return self._outbox.is_wanted
-
-    @property
     def frame_size(self) -> int:
         return self._outbox.frame_size
 

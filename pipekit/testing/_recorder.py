@@ -122,10 +122,6 @@ class _RecordedOutbox:
         self._broken = broken
 
     @property
-    def is_wanted(self) -> bool:
-        return self._outbox.is_wanted
-
-    @property
     def frame_size(self) -> int:
         return self._outbox.frame_size
 
