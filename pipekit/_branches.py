@@ -36,9 +36,9 @@ F = TypeVar("F")
 NAME_LENGTH = 60
 
 #: What can be a branch.
-Branch: TypeAlias = Stage[A, B] | Pipeline[A, B]
+Branch: TypeAlias = Joinable[A, B, []]
 #: What can be merged.
-Mergeable: TypeAlias = Stage[NoInput, B] | Pipeline[NoInput, B] | Iterable[B]
+Mergeable: TypeAlias = Joinable[NoInput, B, []] | Iterable[B]
 
 
 class _Branches(Stage[In, Out, []]):
@@ -94,6 +94,15 @@ def tee(first: Branch[A, B], second: Branch[A, C], third: Branch[A, D], /) -> St
 def tee(
     first: Branch[A, B], second: Branch[A, C], third: Branch[A, D], fourth: Branch[A, E], /
 ) -> Stage[A, B | C | D | E]: ...
+@overload
+def tee(
+    first: Branch[A, B],
+    second: Branch[A, C],
+    third: Branch[A, D],
+    fourth: Branch[A, E],
+    fifth: Branch[A, F],
+    /,
+) -> Stage[A, B | C | D | E | F]: ...
 @overload
 def tee(*branches: Branch[A, B]) -> Stage[A, B]: ...
 def tee(*branches: Branch[Any, Any]) -> Stage[Any, Any]:
@@ -165,6 +174,15 @@ def merge(first: Mergeable[B], second: Mergeable[C], third: Mergeable[D], /) -> 
 def merge(
     first: Mergeable[B], second: Mergeable[C], third: Mergeable[D], fourth: Mergeable[E], /
 ) -> Pipeline[NoInput, B | C | D | E]: ...
+@overload
+def merge(
+    first: Mergeable[B],
+    second: Mergeable[C],
+    third: Mergeable[D],
+    fourth: Mergeable[E],
+    fifth: Mergeable[F],
+    /,
+) -> Pipeline[NoInput, B | C | D | E | F]: ...
 @overload
 def merge(*pipelines: Mergeable[B]) -> Pipeline[NoInput, B]: ...
 def merge(*pipelines: Mergeable[Any]) -> Pipeline[NoInput, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, final
 
-from typing_extensions import TypeVar
+from typing_extensions import ParamSpec, TypeVar
 
 from pipekit._errors import SignatureError, short_repr
 from pipekit._graph import Part, Series, check_open, source_node, written
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # A pipeline reads `In` and gives `Out`. The variance is declared: inference would make a class with `__or__` invariant.
 In = TypeVar("In", contravariant=True)
 Out = TypeVar("Out", covariant=True)
+# The arguments that a stage still needs, beside its input.
+P = ParamSpec("P", default=[])
 A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
@@ -31,7 +33,7 @@ class NoInput:
     """The `In` of a pipeline that has its source: nothing can be fed to it, and it can be run."""
 
 
-class Joinable:
+class Joinable(Generic[In, Out, P]):
     """What stands on either side of `|`; not public, the two classes that are have the types."""
 
     # numpy arrays leave `array | stage` to the stage.
@@ -64,7 +66,7 @@ class Joinable:
         return self.to_svg()
 
 
-class Pipeline(Joinable, Generic[In, Out]):
+class Pipeline(Joinable[In, Out, []], Generic[In, Out]):
     """Stages joined by `|`.
 
     `Pipeline[In, Out]` reads items of type In; one that has a source is a `Pipeline[NoInput, Out]`.
@@ -128,7 +130,7 @@ class Pipeline(Joinable, Generic[In, Out]):
         return f"<Pipeline {written(self._graph)}>"
 
 
-def join(left: Joinable, right: Joinable) -> Pipeline[Any, Any]:
+def join(left: Joinable[Any, Any, Any], right: Joinable[Any, Any, Any]) -> Pipeline[Any, Any]:
     """`left | right`; raises SignatureError if `right` cannot follow."""
     if not isinstance(right, Joinable):
         raise SignatureError(
@@ -143,7 +145,7 @@ def _steps(part: Part) -> tuple[Part, ...]:
     return part.parts if isinstance(part, Series) else (part,)
 
 
-def feed(source: Iterable[Any], right: Joinable) -> Pipeline[NoInput, Any]:
+def feed(source: Iterable[Any], right: Joinable[Any, Any, Any]) -> Pipeline[NoInput, Any]:
     """`source | right` for an iterable."""
     if not is_iterable(source):
         raise SignatureError(
@@ -157,7 +159,7 @@ def is_iterable(source: object) -> bool:
     return isinstance(source, Iterable) or hasattr(source, "__getitem__")
 
 
-def start(pipeline: Joinable, stall_timeout: float | None) -> Results[Any]:
+def start(pipeline: Joinable[Any, Any, Any], stall_timeout: float | None) -> Results[Any]:
     """Compile and start."""
     check_stall_timeout(stall_timeout)
     run = Run(compile_plan(pipeline._part()))

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, Never, Protocol, Se
 from typing_extensions import ParamSpec, TypedDict, Unpack
 
 from pipekit._graph import Node, Options, Part, check_callable, stage_name
-from pipekit._pipeline import A, B, C, In, Joinable, NoInput, Out, Pipeline, feed, join, last, start
+from pipekit._pipeline import A, B, C, In, Joinable, NoInput, Out, P, Pipeline, feed, join, last, start
 from pipekit._task import Kind
 
 if TYPE_CHECKING:
     from pipekit._results import Results
     from pipekit.backends._base import Backend
 
-# The arguments that a stage still needs, beside its input. `Stage[In, Out]` needs none.
-P = ParamSpec("P", default=[])
 Q = ParamSpec("Q")
 
 
@@ -32,7 +30,7 @@ class GivenOptions(TypedDict, Generic[A], total=False):
     name: str | None
 
 
-class Stage(Joinable, Generic[In, Out, P]):
+class Stage(Joinable[In, Out, P], Generic[In, Out, P]):
     """A function of an iterator, with its extra arguments and the way in which it is to be run.
 
     `Stage(function, *args, **kwargs)` calls `function(items, *args, **kwargs)` in each worker; as the first stage of a

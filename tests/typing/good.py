@@ -77,6 +77,11 @@ def ratio(text: str) -> float:
     return float(text)
 
 
+@map_stage
+def fetch_one(url: str) -> bytes:
+    return url.encode()
+
+
 def fetch_plain(urls: Iterable[str]) -> Iterator[bytes]:
     for url in urls:
         yield url.encode()
@@ -241,6 +246,8 @@ assert_type(tee(length, upper), Stage[str, int | str])
 assert_type(tee(length), Stage[str, int])
 assert_type(tee(length, upper, length | add_n(1)), Stage[str, int | str])
 assert_type(tee(length, upper, letters, ratio), Stage[str, int | str | list[str] | float])
+assert_type(tee(length, upper, letters, ratio, fetch_one), Stage[str, int | str | list[str] | float | bytes])
+assert_type(tee(*[upper, length | show]), Stage[str, str])
 assert_type(tee(length | add_n(1), upper | letters), Stage[str, int | list[str]])
 assert_type(["a"] | upper | tee(length, letters), Pipeline[NoInput, int | list[str]])
 assert_type((["a"] | tee(length, letters) | show).results(), Results[str])
@@ -262,6 +269,7 @@ assert_type(route(first_letter, {".": length}, default=DROP), Stage[str, int])
 assert_type(route(first_letter, {".": upper}, x=upper, default=upper), Stage[str, str])
 assert_type(["a"] | upper | route(first_letter, a=length) | add_n(1), Pipeline[NoInput, int])
 assert_type(route(len, {1: upper | length}, default=tee(length, length)), Stage[str, int])
+assert_type(route(first_letter, {"a": length | show, "b": upper}), Stage[str, str])
 either: Stage[str, int | str] = route(first_letter, a=length, b=upper)
 
 # merged are pipelines with their source, and iterables
