@@ -849,6 +849,8 @@ WRONG: dict[str, tuple[Callable[[], object], type[PipelineError], str]] = {
         SignatureError,
         "function of an item, not 'kind'",
     ),
+    "merge-of-a-list": (lambda: merge([[1] | ONE, [2] | ONE]), SignatureError, r"write merge\(\*pipelines\)"),
+    "tee-with-arguments": (lambda: cast(Any, tee(ONE))(5), SignatureError, "takes no arguments"),
     "merge-of-nothing": (merge, SignatureError, r"merge\(\) needs at least one pipeline"),
     "merge-of-open": (lambda: merge(cast(Any, ONE | ONE)), SignatureError, "needs an input"),
     "merge-of-tee": (
@@ -952,3 +954,107 @@ def test_in_every_shape_the_source_is_read_no_further_ahead_than_documented(
             if delivered in (1, 20, 299):
                 settle(lambda: source.read)
             assert source.read - delivered / copies <= bound
+
+
+# -- what is not kept, not pickled, not read twice
+
+
+class Counted:
+    """Knows how many of its kind there are."""
+
+    alive = 0
+
+    def __init__(self) -> None:
+        Counted.alive += 1
+
+    def __del__(self) -> None:
+        Counted.alive -= 1
+
+
+@pytest.mark.parametrize("shape", ["route", "keyed"])
+def test_what_has_been_handed_on_to_a_branch_is_not_kept(shape: str) -> None:
+    most = 0
+
+    def many() -> Iterator[object]:
+        nonlocal most
+        yield from itertools.repeat(None, 50_000)  # fast: much is collected before a look at the clock
+        for _ in range(2000):
+            yield Counted()
+            most = max(most, Counted.alive)
+
+    def is_counted(item: object) -> bool:
+        return item is not None
+
+    last = stage(backend="thread", qsize=1)(only_counts)
+    ends = {
+        "route": lambda: route(is_counted, {True: last}, default=DROP),
+        "keyed": lambda: last.setup(workers=2, key=is_counted),
+    }
+    list((Stage(many).setup(backend="thread", qsize=1) | ends[shape]()).results())
+    assert most <= 10
+
+
+def only_counts(items: Iterable[object]) -> Iterator[int]:
+    yield sum(1 for _ in items)
+
+
+class Noisy:
+    """Knows whether it was pickled."""
+
+    pickled = False
+
+    def __reduce__(self) -> tuple[type[Noisy], tuple[()]]:
+        self.pickled = True
+        return Noisy, ()
+
+
+def test_for_a_process_branch_that_has_stopped_nothing_is_pickled_any_more() -> None:
+    def until_one_is_not_pickled() -> Iterator[object]:
+        yield from range(3)
+        item = Noisy()
+        yield item
+        while item.pickled:
+            item = Noisy()
+            yield item
+
+    thread, stops = stage(backend="thread")(only_counts), first_three("process")
+    zero, one, two, count = sorted((until_one_is_not_pickled() | tee(thread, stops)).results())
+    assert (zero, one, two) == (0, 1, 2)
+    assert count >= 4
+
+
+def test_one_iterator_cannot_be_the_source_of_two_pipelines_of_a_graph() -> None:
+    numbers = iter([1, 2])
+    twice = merge(numbers | ONE, numbers | ONE)
+    with pytest.raises(PipelineError, match="stands twice in this graph.*tee"):
+        twice.results()
+    assert list((numbers | ONE).results()) == [1, 2]
+
+
+def test_an_iterator_is_not_used_up_by_a_graph_whose_other_source_is() -> None:
+    used, fresh = iter([1]) | ONE, iter([2]) | ONE
+    list(used.results())
+    with pytest.raises(PipelineError, match="an earlier run has read"):
+        merge(fresh, used).results()
+    with pytest.raises(PipelineError, match="an earlier run has read"):
+        run_inline(merge(fresh, used))
+    assert list(fresh.results()) == [2]
+
+
+def test_a_key_that_raises_is_an_error_with_one_worker_and_inline_too() -> None:
+    pipe = [0] | map_stage(backend="thread", key=lambda number: 1 // number)(int)
+    for run in (pipe.results, lambda: run_inline(pipe)):
+        with pytest.raises(TaskException, match="could not find the key of stage 'int' for 0"):
+            list(run())
+
+
+def test_run_inline_names_the_branch_of_a_failure() -> None:
+    pipe = [0] | tee(ONE, map_stage(backend="thread")(lambda number: 1 // number))
+    with pytest.raises(TaskException) as caught:
+        list(run_inline(pipe))
+    assert any("branch 2 of tee" in note for note in caught.value.__notes__)
+
+
+def test_the_name_of_a_tee_can_be_taken_back() -> None:
+    both = tee(ONE, ONE).setup(name="both")
+    assert both.setup(name=None).name == tee(ONE, ONE).name

@@ -197,6 +197,8 @@ EQUAL: dict[str, tuple[Hashable, Hashable]] = {
     "zeros": (0.0, -0.0),
     "complex": (complex(2, 0), 2),
     "large": (2**70, float(2**70)),
+    "minus one": (-1, -1.0),
+    "larger than a hash": (2**61, 2.0**61),
     "infinite": (math.inf, Decimal("inf")),
     "int enum": (Level.LOW, 1),
     "text enum": (Word.ONE, "one"),
@@ -313,9 +315,15 @@ def test_equal_keys_go_to_one_number_and_always_the_same() -> None:
         assert number in (4, 5, 6)
 
 
+def test_a_number_that_is_not_equal_to_itself_is_a_key_all_the_same() -> None:
+    assert {key_hash(float("nan")) for _ in range(100)} == {key_hash(float("nan"))}
+
+
 MANY: dict[str, Callable[[int], Hashable]] = {
     "numbers": lambda number: number,
     "multiples of the places": lambda number: 8 * number,
+    "multiples of a power of two": lambda number: number << 40,
+    "fractions": lambda number: number / 4096,
     "text": str,
     "days": lambda number: date(2000, 1, 1) + timedelta(days=number),
     "tuples": lambda number: ("a", number),

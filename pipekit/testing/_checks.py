@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipekit import (
+    DROP,
     Doing,
     ItemNotPicklable,
     NotPicklable,
@@ -316,6 +317,25 @@ def _all_outboxes_close(backend: Backend) -> None:
         running.pop().close()
 
 
+def _nothing_handed_on(backend: Backend) -> None:
+    def endless(path: str) -> Iterator[int]:
+        try:
+            yield from itertools.count()
+        finally:
+            Path(path).touch()
+
+    few = route(_is_below_five, {True: stage(backend="thread")(_same)}, default=DROP)
+    with tempfile.TemporaryDirectory() as name:
+        done = Path(name) / "done"
+        with (Stage(endless, str(done)).setup(backend=backend) | few).results() as results:
+            _expect_equal([next(results) for _ in range(5)], list(range(5)))
+        _eventually(done.exists, "its `finally` block was not run")
+
+
+def _is_below_five(number: int) -> bool:
+    return number < 5
+
+
 def _order_in_each_outbox(backend: Backend) -> None:
     keyed = stage(workers=3, key=lambda number: number % 10)(_same)
     for reader in (backend, "thread"):
@@ -547,6 +567,7 @@ CHECKS: tuple[Check, ...] = (
     _check("every branch of a tee gets every item", _tees),
     _check("an outbox where nobody reads any more keeps nothing from the others", _one_outbox_closes),
     _check("a worker stops when nobody reads at any of its outboxes", _all_outboxes_close),
+    _check("a worker that hands on nothing any more stops when it is left", _nothing_handed_on),
     _check("the results of one worker stay in order in each outbox", _order_in_each_outbox),
     _check("an exception arrives with stage, worker, item and cause", _named_error),
     _check("any BaseException of a stage is an error", _any_exception),
