@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
 from enum import Enum
 from numbers import Number
-from pathlib import PurePath, PureWindowsPath
 from typing import Any, TypeAlias
-from uuid import UUID
 from zlib import crc32
 
 from pipekit._errors import short_repr
@@ -154,6 +151,11 @@ def to_all(outlets: Sequence[Outlet]) -> Outlet:
     return together[0] if len(together) == 1 else ToAll(together)
 
 
+def key_text(key: object) -> str:
+    """A route's key in pictures and plans."""
+    return key if isinstance(key, str) and key.isprintable() else short_repr(key)
+
+
 def to_keyed(stage: str, key: Callable[[Any], object], numbers: Sequence[int]) -> Outlet:
     """To one of `numbers`, equal keys always to the same."""
     workers: dict[Hashable, Outlet] = {place: To((number,)) for place, number in enumerate(numbers)}
@@ -199,6 +201,10 @@ def key_hash(key: object) -> int:
 
 
 def _in_plain_values(key: object) -> object:
+    from datetime import UTC, date, datetime  # a pipeline without such keys does without their modules
+    from pathlib import PurePath, PureWindowsPath
+    from uuid import UUID
+
     if isinstance(key, datetime):
         key = key.replace(fold=0)  # as datetime's own hash does
         return (key if key.utcoffset() is None else key.astimezone(UTC)).isoformat()

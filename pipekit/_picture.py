@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 
-from pipekit._errors import SignatureError, short_repr
+from pipekit._errors import SignatureError
 from pipekit._graph import DROP, Merge, Node, Part, Route, Series, Tee, check_closed
 from pipekit._layout import Layout, lay_out
-from pipekit._outlet import Outlet, To, ToAll
+from pipekit._outlet import Outlet, To, ToAll, key_text
 
 #: Sizes of the SVG, in pixels: a cell of the grid, the box in it, and the characters that fit into a box.
 CELL_WIDTH, CELL_HEIGHT = 180, 64
@@ -118,11 +118,6 @@ def _readers(outlet: Outlet, label: str) -> Iterator[tuple[int, str]]:
             yield from _readers(one, _joined(label, key_text(key)))
         if outlet.default is not None:
             yield from _readers(outlet.default, _joined(label, "default"))
-
-
-def key_text(key: object) -> str:
-    """A route's key, as it stands at an arrow."""
-    return key if isinstance(key, str) and key.isprintable() else short_repr(key)
 
 
 def _joined(label: str, key: str) -> str:

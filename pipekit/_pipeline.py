@@ -9,13 +9,13 @@ from typing_extensions import ParamSpec, TypeVar
 
 from pipekit._errors import SignatureError, short_repr
 from pipekit._graph import Part, Series, check_open, source_node, written
-from pipekit._picture import picture
 from pipekit._plan import Plan, compile_plan
 from pipekit._results import Results
 from pipekit._run import Run
 from pipekit._watch import check_stall_timeout
 
 if TYPE_CHECKING:
+    from pipekit._picture import Picture
     from pipekit._stage import Stage
 
 # A pipeline reads `In` and gives `Out`. The variance is declared: inference would make a class with `__or__` invariant.
@@ -52,15 +52,15 @@ class Joinable(Generic[In, Out, P]):
 
     def to_mermaid(self) -> str:
         """The graph as a Mermaid flowchart, as text: many sites draw blocks of it."""
-        return picture(self._part()).to_mermaid()
+        return _picture_of(self).to_mermaid()
 
     def to_dot(self) -> str:
         """The graph in Graphviz's language, as text: `dot -Tsvg` makes a picture of it."""
-        return picture(self._part()).to_dot()
+        return _picture_of(self).to_dot()
 
     def to_svg(self) -> str:
         """The graph as an SVG picture, as text. A notebook shows it by itself."""
-        return picture(self._part()).to_svg()
+        return _picture_of(self).to_svg()
 
     def _repr_svg_(self) -> str:
         return self.to_svg()
@@ -128,6 +128,12 @@ class Pipeline(Joinable[In, Out, []], Generic[In, Out]):
 
     def __repr__(self) -> str:
         return f"<Pipeline {written(self._graph)}>"
+
+
+def _picture_of(pipeline: Joinable[Any, Any, Any]) -> Picture:
+    from pipekit._picture import picture  # seldom asked for
+
+    return picture(pipeline._part())
 
 
 def join(left: Joinable[Any, Any, Any], right: Joinable[Any, Any, Any]) -> Pipeline[Any, Any]:

@@ -11,9 +11,8 @@ from pipekit._edge import Limits
 from pipekit._errors import NotPicklable, short_repr
 from pipekit._graph import Node, OneShot, Options, Part, check_closed
 from pipekit._layout import Layout, Place, lay_out
-from pipekit._outlet import Outlet, To, ToAll, ToChosen, to_all, to_keyed
+from pipekit._outlet import Outlet, To, ToAll, ToChosen, key_text, to_all, to_keyed
 from pipekit._pickling import decode, encode_by_value
-from pipekit._picture import key_text
 from pipekit._task import Task
 from pipekit.backends._base import Backend
 from pipekit.backends._registry import resolve_backend
