@@ -281,6 +281,8 @@ class ManyOutputs(Output):
         return full
 
     def flush(self) -> None:
+        if len(self._holding) > 1:
+            self.offer()  # one without room does not keep what others have room for
         for collection in list(self._holding):
             self._flush(collection)
 
