@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from time import perf_counter
+from math import inf
+from time import monotonic, perf_counter
 from typing import TypeVar
 
 from typing_extensions import ParamSpec
@@ -21,6 +22,10 @@ from pipekit.backends._base import Inbox, Outbox
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+#: Seconds after which the main thread, where it waits, handles a signal that has not woken it.
+SIGNAL_SECONDS = 0.3
 
 
 class Channel:
@@ -147,8 +152,16 @@ class Sleeper:
         return self.take()
 
     def nap(self, seconds: float) -> Frame | Signal | None:
-        """The answer, None if it does not come in that time: then sleep on."""
-        return self.take() if self._lock.acquire(timeout=seconds) else None
+        """The answer, None if it does not come in that time: then sleep on. A signal is handled meanwhile.
+
+        CPython handles signals between bytecodes, in the main thread. One that comes while that thread waits for the
+        GIL on its way here, or that the system gives to another thread, does not wake it: so it wakes by itself.
+        """
+        deadline = monotonic() + seconds
+        while not self._lock.acquire(timeout=max(0.0, min(SIGNAL_SECONDS, deadline - monotonic()))):
+            if monotonic() >= deadline:
+                return None
+        return self.take()
 
     def take(self) -> Frame | Signal:
         """The answer that has come, once; `Signal.CANCELLED` if there is none."""
@@ -205,6 +218,15 @@ class BlockingReader:
         if frame is not None:
             rest = frame.rest(consumed)
             self._channel.give_back(frame.count, () if rest is None else (rest,))
+
+
+class ConsumerReader(BlockingReader):
+    """The consumer's reading end, which may be the main thread."""
+
+    def _wait(self, sleeper: Sleeper) -> Frame | Signal:
+        answer = sleeper.nap(inf)
+        assert answer is not None
+        return answer
 
 
 class BlockingWriter:

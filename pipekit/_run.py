@@ -16,7 +16,7 @@ from functools import partial
 from time import monotonic, perf_counter
 from typing import Any
 
-from pipekit._channel import BlockingReader, Channel
+from pipekit._channel import BlockingReader, Channel, ConsumerReader
 from pipekit._edge import Edge
 from pipekit._errors import Failure, PipekitError, Released, StartError
 from pipekit._fan_out import FanOut
@@ -181,7 +181,7 @@ class Run:
         Has no `finally`: it may be finalized by the garbage collector in any thread, which is no place to wait in.
         Whoever leaves earlier calls `stop`.
         """
-        reader = BlockingReader(self._channels[-1])
+        reader: BlockingReader = ConsumerReader(self._channels[-1])
         if stall_timeout is not None:
             watch = Watch(self._names, self._workers, self._channels)
             reader = PatientReader(self._channels[-1], watch, stall_timeout)

@@ -226,6 +226,30 @@ def test_an_interrupt_of_the_main_process_alone_ends_all_of_them(situation: Situ
         assert os.listdir(running.directory) == []
 
 
+ELSEWHERE = """
+def interrupt(main):
+    while sys._current_frames()[main].f_code.co_name not in ("nap", "sleep"):
+        time.sleep(0.002)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+pipe = silent_after_one() | Stage(work).setup(backend="thread")
+results = pipe.results(stall_timeout=LIMIT)
+next(results)
+threading.Thread(target=interrupt, args=(threading.get_ident(),)).start()
+next(results)
+"""
+
+
+@pytest.mark.parametrize("stall_timeout", ["None", "600"])
+def test_an_interrupt_that_another_thread_gets_ends_the_wait_of_the_main_thread(stall_timeout: str) -> None:
+    """The system may give it to any thread, and the main thread may get it just before it begins to wait."""
+    with program(ELSEWHERE.replace("LIMIT", stall_timeout)) as running:
+        running.says("worker")
+        status, out, err = running.ends(within=PROMISED + SLACK)
+        assert (status, out) == (-signal.SIGINT, "")
+        assert _is_one_interrupt(err), err
+
+
 TWICE = """
 tidying = 600
 results = pipeline(situation, method).results()
