@@ -10,7 +10,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -120,7 +120,8 @@ class Program:
 
     def kill(self) -> None:
         for process in _in_session(self.pid):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def ends(self, within: float) -> tuple[int, str, str]:
         """Its status, and what it said and printed since; nothing of it is left."""
