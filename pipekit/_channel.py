@@ -149,7 +149,7 @@ class Sleeper:
     def sleep(self) -> Frame | Signal:
         """The answer, when it comes; `Signal.CANCELLED` if it was stopped before."""
         self._lock.acquire()
-        return self.take()
+        return self._take()
 
     def nap(self, seconds: float) -> Frame | Signal | None:
         """The answer, None if it does not come in that time: then sleep on. A signal is handled meanwhile.
@@ -161,9 +161,9 @@ class Sleeper:
         while not self._lock.acquire(timeout=max(0.0, min(SIGNAL_SECONDS, deadline - monotonic()))):
             if monotonic() >= deadline:
                 return None
-        return self.take()
+        return self._take()
 
-    def take(self) -> Frame | Signal:
+    def _take(self) -> Frame | Signal:
         """The answer that has come, once; `Signal.CANCELLED` if there is none."""
         answer, self._answer = self._answer, None
         return Signal.CANCELLED if answer is None else answer

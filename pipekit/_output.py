@@ -114,12 +114,14 @@ class Output(ABC):
         blocked = self.blocked
         started = perf_counter()
         self._collecting = size > 1
-        self._watch(on=self._collecting)
+        if size > 1:
+            self._flusher.watch(self)
         try:
             produced = self._collect(islice(results, size))
         finally:
             self._collecting = False
-            self._watch(on=False)
+            if size > 1:
+                self._flusher.unwatch(self)
         self._pace.measured(produced or 1, perf_counter() - started - (self.blocked - blocked))
         self.flush()
         return produced == size

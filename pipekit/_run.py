@@ -51,7 +51,6 @@ class Run:
         self._channels = [Channel(Edge(edge.limits, edge.writers, edge.readers)) for edge in plan.edges]
         self._outboxes = [[self._outbox(stage, edges) for edges in stage.outboxes] for stage in plan.stages]
         self._executors: dict[Backend, Executor] = {}
-        self._workers: list[Worker] = []
         self._workers_by_stage: list[list[Worker]] = [[] for _ in plan.stages]
         self._names: list[tuple[str, str]] = []  # stage and worker, for each of them
         self._lock = threading.Lock()
@@ -64,6 +63,10 @@ class Run:
         self._stopped_by = 0  # the thread that did it
         self._stopped = threading.Event()
         self._pid = os.getpid()
+
+    @property
+    def _workers(self) -> list[Worker]:
+        return [worker for workers in self._workers_by_stage for worker in workers]
 
     def _outbox(self, stage: PlannedStage, edges: Sequence[int]) -> Channel | FanOut:
         channels = [self._channels[edge] for edge in edges]
@@ -86,9 +89,7 @@ class Run:
             self._state = State.RUNNING
             for index, stage in enumerate(self._plan.stages):
                 for number in range(stage.workers):
-                    worker = self._open(index, stage, number)
-                    self._workers.append(worker)
-                    self._workers_by_stage[index].append(worker)
+                    self._workers_by_stage[index].append(self._open(index, stage, number))
             stop_all_at_exit()
             self._start_executors()
         except BaseException:
@@ -298,7 +299,7 @@ class Run:
                 for executor in self._executors.values():
                     executors.callback(executor.close)
         finally:
-            self._workers, self._workers_by_stage, self._executors = [], [], {}  # they refer back to the run
+            self._workers_by_stage, self._executors = [], {}  # they refer back to the run
             with self._lock:
                 self._state = State.STOPPED
             self._stopped.set()

@@ -19,7 +19,7 @@ from uuid import UUID
 
 import pytest
 from conftest import eventually
-from stage_functions import KEYS, Modulo, counted, doubled, plus_one
+from stage_functions import KEYS, Counting, Modulo, counted, doubled, plus_one
 
 from pipekit import (
     DROP,
@@ -84,18 +84,6 @@ class Item:
     def __reduce__(self) -> tuple[Any, ...]:
         self.picklings += 1
         return int, (self.number,)
-
-
-class Counting:
-    """A source without end that counts how many items were read from it."""
-
-    def __init__(self) -> None:
-        self.read = 0
-
-    def __iter__(self) -> Iterator[int]:
-        while True:
-            self.read += 1
-            yield self.read
 
 
 # -- tee

@@ -10,21 +10,10 @@ from typing import Any
 
 import pytest
 from conftest import eventually
+from stage_functions import Counting
 
 from pipekit import Stage, map_stage, stage
 from pipekit._plan import DEFAULT_QSIZE
-
-
-class Counting:
-    """A source that counts how many items were read from it."""
-
-    def __init__(self) -> None:
-        self.read = 0
-
-    def __iter__(self) -> Iterator[int]:
-        while True:
-            self.read += 1
-            yield self.read
 
 
 def process_workers(*stages: Stage[Any, Any]) -> int:
