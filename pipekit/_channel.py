@@ -41,6 +41,10 @@ class Channel:
         return self._edge.frame_size
 
     @property
+    def window(self) -> int:
+        return self._edge.window
+
+    @property
     def is_closed(self) -> bool:
         """Whether no reader is left; read without the lock."""
         return self._edge.is_closed
@@ -68,8 +72,11 @@ class Channel:
     def taken(self, items: int) -> None:
         self._do(self._edge.taken, items)
 
-    def measured(self, items: int, seconds: float) -> None:
-        self._do(self._edge.measured, items, seconds)
+    def measured(self, items: int, seconds: float, blocked: float) -> None:
+        self._do(self._edge.measured, items, seconds, blocked)
+
+    def surplus(self) -> Frame | None:
+        return self._do(self._edge.surplus)
 
     def give_back(self, lent: int, frames: Sequence[Frame]) -> None:
         self._do(self._edge.give_back, lent, frames)
@@ -197,8 +204,8 @@ class BlockingReader:
             self._lent = answer
         return answer
 
-    def finished(self, items: int, seconds: float) -> None:
-        self._channel.measured(items, seconds)
+    def finished(self, items: int, seconds: float, blocked: float) -> None:
+        self._channel.measured(items, seconds, blocked)
         self._release(items)
 
     def leave(self, consumed: int) -> None:

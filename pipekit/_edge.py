@@ -21,8 +21,11 @@ from pipekit._frame import Frame, Pace
 
 #: Seconds of its reader's work that a frame holds. Measured: a frame's way through the parent costs some 0.05 ms.
 READER_SECONDS = 0.002
-#: An elastic queue holds this many frames for each reader: one in work, one ahead, two waiting ...
-FRAMES_AHEAD = 4
+#: Seconds in which a frame's items flow on, where the reader spends most of its time waiting for those behind it: so the
+#: queues in front of a slow stage or consumer stay short, too, although their own readers are fast.
+FLOW_SECONDS = 0.01
+#: An elastic queue holds this many frames for each reader: what the reader has ahead, and as much waiting ...
+FRAMES_AHEAD = 8
 #: ... but never fewer items than this, so that many quick finishers of slow work need not wait for each other.
 MIN_ROOM = 16
 
@@ -50,11 +53,13 @@ class Limits:
     room: items that may wait, None for no limit.
     frame_limit: items that a frame may hold.
     elastic: keep less than `room` while the readers are slow.
+    window: frames that a writer far away may have on their way, none of them let in yet.
     """
 
     room: int | None
     frame_limit: int
     elastic: bool = False
+    window: int = 1
 
 
 class Edge:
@@ -66,6 +71,7 @@ class Edge:
         self.queued = 0  # items in `_frames`
         self._limits = limits
         self._pace = Pace(limits.frame_limit, READER_SECONDS)
+        self._flow = Pace(limits.frame_limit, FLOW_SECONDS)
         self._frames: deque[Frame] = deque()
         self._lent = 0  # items handed to readers that may still give them back
         self._getters: deque[Waiter] = deque()
@@ -79,7 +85,12 @@ class Edge:
     @property
     def frame_size(self) -> int:
         """Items that writers should put into a frame now."""
-        return self._pace.size
+        return min(self._pace.size, self._flow.size)
+
+    @property
+    def window(self) -> int:
+        """Frames that a writer far away may have on their way."""
+        return self._limits.window
 
     @property
     def is_closed(self) -> bool:
@@ -126,14 +137,17 @@ class Edge:
         if self._cancelled:
             return Signal.CANCELLED
         if self._frames:
-            frame = self._frames.popleft()
-            self.queued -= frame.count
-            self._lent += frame.count
-            return frame
+            return self._lend()
         if self._is_over():
             return Signal.END
         self._getters.append(waiter)
         return None
+
+    def surplus(self) -> Frame | None:
+        """A frame to have ahead, lent; None unless one is left for each reader then."""
+        if self._cancelled or len(self._frames) <= self._readers:
+            return None
+        return self._lend()
 
     def withdraw(self, waiter: Waiter) -> None:
         """A waiting reader wants no frame any more: it is told CANCELLED, unless it has got one already."""
@@ -147,9 +161,10 @@ class Edge:
         self._admit_waiting()
         self._end_if_over()
 
-    def measured(self, items: int, seconds: float) -> None:
-        """A reader needed `seconds` for a frame of `items`."""
+    def measured(self, items: int, seconds: float, blocked: float) -> None:
+        """A reader needed `seconds` for a frame of `items`, and has waited `blocked` seconds more to hand on results."""
         self._pace.measured(items, seconds)
+        self._flow.measured(items, seconds + blocked)
 
     def give_back(self, lent: int, frames: Sequence[Frame]) -> None:
         """A reader stops: of its `lent` items, those in `frames` go back to the front, the others were taken."""
@@ -209,10 +224,13 @@ class Edge:
             self._hand(self._getters.popleft())
 
     def _hand(self, getter: Waiter) -> None:
+        self.wakeups.append((getter, self._lend()))
+
+    def _lend(self) -> Frame:
         frame = self._frames.popleft()
         self.queued -= frame.count
         self._lent += frame.count
-        self.wakeups.append((getter, frame))
+        return frame
 
     def _admit_waiting(self) -> None:
         while self._putters and self._has_room(self._putters[0][1].count):

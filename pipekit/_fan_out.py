@@ -28,6 +28,10 @@ class FanOut:
     def frame_size(self) -> int:
         return min((channel.frame_size for channel in self._channels if not channel.is_closed), default=1)
 
+    @property
+    def window(self) -> int:
+        return min(channel.window for channel in self._channels)
+
     def put(self, waiter: Waiter, frame: Frame) -> Signal | None:
         answers = _Together(self, waiter, frame.count)
         last: Signal | None = None

@@ -41,6 +41,8 @@ class CannotTravel(Exception):
 
 def part_of(result: object) -> object:
     """A stage's result as `to_part` makes it; raises CannotTravel."""
+    if type(result) in UNCHANGING:  # as in `to_part`: called for each result, and most end here
+        return result
     try:
         return to_part(result)
     except BaseException as error:

@@ -195,7 +195,7 @@ class _InlineReader:
         except StopIteration:
             return None
 
-    def finished(self, items: int, seconds: float) -> None:
+    def finished(self, items: int, seconds: float, blocked: float) -> None:
         pass
 
     def leave(self, consumed: int) -> None:

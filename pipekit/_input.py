@@ -21,8 +21,8 @@ class Reader(Protocol):
     def get(self, before_waiting: Callable[[], None]) -> Frame | None:
         """The next frame, None at the end; raises Released. Calls `before_waiting` if there is none yet."""
 
-    def finished(self, items: int, seconds: float) -> None:
-        """The last frame's items are all read and needed that long."""
+    def finished(self, items: int, seconds: float, blocked: float) -> None:
+        """The last frame's items are all read, needed so many seconds, and waited for room for `blocked` more."""
 
     def leave(self, consumed: int) -> None:
         """The worker reads no more; of its unfinished frame, if it has one, it has read `consumed` items."""
@@ -68,7 +68,8 @@ class Input:
             self._frame = _OpenFrame(parts, iter(parts), decode, self.read)
             self._activity.begin(Doing.WORKING)
             yield self._frame.position if decode is None else map(self._decoded, self._frame.position)
-            self._reader.finished(frame.count, perf_counter() - started - (self._writer.blocked - blocked))
+            blocked = self._writer.blocked - blocked
+            self._reader.finished(frame.count, perf_counter() - started - blocked, blocked)
         self._activity.begin(Doing.WORKING)
         self.ended = True
 

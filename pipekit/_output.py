@@ -16,11 +16,12 @@ from pipekit._outlet import Outlet
 from pipekit._stats import Doing
 
 #: Seconds of its own work that a worker collects in a frame before it hands it on.
-WRITER_SECONDS = 0.001
+WRITER_SECONDS = 0.002
 #: Results that it collects at most before it looks how long that took.
 MOST = 1 << 20
-#: Seconds after which a started frame is handed on although it is not full (a slow item keeps nobody else's waiting).
-HOLD = 0.005
+#: Seconds after which a started frame is handed on although it is not full (a slow item keeps nobody else's waiting);
+#: looked at as often, so that no result waits longer than twice that.
+HOLD = 0.004
 #: Seconds that the flusher's thread gets to finish what it is doing; nothing of it takes long.
 STOP_SECONDS = 1.0
 
@@ -80,8 +81,9 @@ class Flusher:
                 self._idle = not self._watched
                 self._changed.wait_for(lambda: not self._idle or self._stopped.is_set())
                 watched = list(self._watched)
+            now = perf_counter()
             for output in watched:
-                output.offer()
+                output.offer_late(now)
 
 
 def _started(target: Callable[[], None]) -> threading.Thread | None:
@@ -101,6 +103,7 @@ class Output(ABC):
         self._activity = activity
         self._pace = Pace(MOST, WRITER_SECONDS)
         self._collecting = False  # several results: then the flusher watches
+        self._since = 0.0  # when it began to collect them
         self._stopped = False
 
     def stop(self) -> None:
@@ -112,7 +115,7 @@ class Output(ABC):
         self._check_stopped()
         size = min(self._pace.size, self._frame_size)
         blocked = self.blocked
-        started = perf_counter()
+        self._since = started = perf_counter()
         self._collecting = size > 1
         if size > 1:
             self._flusher.watch(self)
@@ -123,7 +126,7 @@ class Output(ABC):
             if size > 1:
                 self._flusher.unwatch(self)
         self._pace.measured(produced or 1, perf_counter() - started - (self.blocked - blocked))
-        self.flush()
+        self._finish_frame()
         return produced == size
 
     def flush_before_waiting(self) -> None:
@@ -149,8 +152,17 @@ class Output(ABC):
         """Hand on what is collected; waits for room."""
 
     @abstractmethod
+    def _finish_frame(self) -> None:
+        """Hand on what is collected, and begin a new frame."""
+
+    def offer_late(self, now: float) -> None:
+        """Hand on what has been collected for `HOLD`, if that needs no waiting; for the flusher's thread."""
+        if now - self._since >= HOLD:
+            self.offer()
+
+    @abstractmethod
     def offer(self) -> None:
-        """Hand on what is collected if that needs no waiting; for the flusher's thread."""
+        """Hand on what is collected if that needs no waiting."""
 
     @property
     @abstractmethod
@@ -207,10 +219,9 @@ class OneOutput(Output):
     def _frame_size(self) -> int:
         return self._collection.writer.frame_size
 
-    def pump(self, results: Iterator[Any]) -> bool:
-        more = super().pump(results)
-        self._earlier += self._collection.clear()
-        return more
+    def _finish_frame(self) -> None:
+        self._earlier += len(self._collection.parts)
+        self._flush(self._collection.take_out())
 
     def _collect(self, results: Iterator[Any]) -> int:
         parts = self._collection.parts
@@ -218,7 +229,9 @@ class OneOutput(Output):
         return len(parts)
 
     def flush(self) -> None:
-        parts = self._collection.take()
+        self._flush(self._collection.take())
+
+    def _flush(self, parts: list[object]) -> None:
         if parts and not self._put(self._collection.writer, parts):
             self._release()
 
@@ -288,6 +301,8 @@ class ManyOutputs(Output):
         for collection in list(self._holding):
             self._flush(collection)
 
+    _finish_frame = flush
+
     def _flush(self, collection: _Collection) -> None:
         parts = collection.take_out()
         with self._lock:
@@ -343,19 +358,11 @@ class _Collection:
     def take_out(self) -> list[object]:
         """What has not been handed on, and begin a new frame; for the thread that adds."""
         with self._lock:
-            parts = self._take()
+            parts = self._take() if self._sent else self.parts  # a large list is not copied
             self.parts = []
             self._sent = 0
         self._free = self.writer.frame_size
         return parts
-
-    def clear(self) -> int:
-        """Forget all; how many there were."""
-        with self._lock:
-            size = len(self.parts)
-            self.parts = []
-            self._sent = 0
-        return size
 
     def offer(self) -> None:
         with self._lock:

@@ -191,7 +191,7 @@ class Run:
             items = self._opened(frame)
             self._delivering = iter(items)
             yield self._delivering
-            reader.finished(frame.count, perf_counter() - started)
+            reader.finished(frame.count, perf_counter() - started, 0.0)
         self.stop()
         self._raise_failure()
 
@@ -214,11 +214,11 @@ class Run:
             self.stop()
             raise
 
-    def _opened(self, frame: Frame) -> list[Any]:
+    def _opened(self, frame: Frame) -> Sequence[Any]:
         """The items of a frame. One that cannot be opened is left out, and the run fails."""
         parts, decode = frame.open()
         if decode is None:
-            return list(parts)
+            return parts
         items: list[Any] = []
         for part in parts:
             try:

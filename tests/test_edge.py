@@ -192,14 +192,14 @@ def test_an_elastic_edge_has_little_room_until_its_reader_has_shown_to_be_fast()
         accepted += 1
     assert accepted == MIN_ROOM
     for size in (1, 2, 4, 8, 16):
-        machine.measured(size, 0.0)
+        machine.measured(size, 0.0, 0.0)
     assert machine.offer(frame("more"))
 
 
 def test_frames_grow_while_the_reader_is_fast_up_to_the_limit() -> None:
     machine = edge(frame_limit=5)
     for expected in (2, 4, 5, 5):
-        machine.measured(machine.frame_size, 0.0)
+        machine.measured(machine.frame_size, 0.0, 0.0)
         assert machine.frame_size == expected
 
 

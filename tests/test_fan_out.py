@@ -114,7 +114,7 @@ def test_waiting_readers_are_told_of_an_offered_frame_outside_the_locks() -> Non
         def wake(self, answer: Frame | Signal) -> None:
             self.answers += 1
             for one in channels:
-                one.measured(1, 0.0)  # takes each lock
+                one.measured(1, 0.0, 0.0)  # takes each lock
 
     readers = [Reentrant(), Reentrant()]
     for one, reader in zip(channels, readers, strict=True):
@@ -165,7 +165,7 @@ def test_an_offer_that_is_not_taken_is_not_counted() -> None:
 def test_a_frame_has_the_size_that_the_slowest_reader_wants() -> None:
     quick, slow = channel(room=None), channel(room=None)
     for _ in range(3):
-        quick.measured(8, 0.0001)
+        quick.measured(8, 0.0001, 0.0)
     outbox = FanOut([quick, slow])
     assert (quick.frame_size, outbox.frame_size) == (8, 1)
 
@@ -173,7 +173,7 @@ def test_a_frame_has_the_size_that_the_slowest_reader_wants() -> None:
 def test_a_channel_without_readers_has_no_say_in_the_size_of_frames() -> None:
     quick, slow = channel(room=None), channel(room=None)
     for _ in range(3):
-        quick.measured(8, 0.0001)
+        quick.measured(8, 0.0001, 0.0)
     outbox = FanOut([quick, slow])
     slow.reader_done()
     assert outbox.frame_size == 8

@@ -34,7 +34,7 @@ class ListReader:
             raise self.then
         return None
 
-    def finished(self, items: int, seconds: float) -> None:
+    def finished(self, items: int, seconds: float, blocked: float) -> None:
         self.finished_items.append(items)
 
     def leave(self, consumed: int) -> None:

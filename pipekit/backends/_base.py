@@ -37,8 +37,12 @@ class Inbox(Protocol):
     def taken(self, items: int) -> None:
         """This many lent items are taken for good. A frame of one: when its item is read; others: when all are."""
 
-    def measured(self, items: int, seconds: float) -> None:
-        """A frame of `items` took the stage's function `seconds`; sizes the frames to come."""
+    def measured(self, items: int, seconds: float, blocked: float) -> None:
+        """A frame of `items` took the stage's function `seconds`, and `blocked` more were spent waiting for room behind
+        it; sizes the frames to come."""
+
+    def surplus(self) -> Frame | None:
+        """A frame more, lent, for a worker that had better have some ahead: if the other readers do not need it."""
 
     def give_back(self, lent: int, frames: Sequence[Frame]) -> None:
         """The worker stops reading: of its `lent` items, those in `frames` are for others to read."""
@@ -50,6 +54,11 @@ class Outbox(Protocol):
     @property
     def frame_size(self) -> int:
         """Items that a frame should hold now."""
+
+    @property
+    def window(self) -> int:
+        """Frames that may be put without waiting for the answers to those before: for workers to which answers take
+        long. All answers come in the order of the frames."""
 
     def put(self, waiter: Waiter, frame: Frame) -> Signal | None:
         """`Signal.OK`; CLOSED: nobody reads here any more; CANCELLED: stop; or None: the frame waits for room, the

@@ -3,9 +3,10 @@
 A message is a header - kind, outbox, count, sequence, length of the body - and a body. All that is said is one of
 `Say`.
 
-The worker asks for each frame (NEXT) and the parent answers with a FRAME or END. For each frame of results the worker
-needs a CREDIT, which the parent gives when the frame before, in the same outbox, has found room in its queue. So
-neither side ever has more to write than the other is ready to read, and no message waits behind a blocked one.
+The worker asks for frames (NEXT) and the parent answers with a FRAME or END, and with more frames if there are plenty.
+For each frame of results the worker needs a CREDIT, which the parent gives when an earlier frame, in the same outbox,
+has found room in its queue. So neither side ever has more to write than the other is ready to read, and no message
+waits behind a blocked one.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from pipekit._errors import Failure
 from pipekit._pickling import PROTOCOL, decode, encode
 
 HEADER = Struct("<BIIQQ")
-#: Body of NEXT: items and seconds of the frame that was finished last (0 items: none), and whether to send a frame.
-PROGRESS = Struct("<Id?")
+#: Body of NEXT: items of the frame that was finished last (0: none), seconds of work and of waiting for room that it took;
+#: frames wanted: one as soon as there is one, the others if there are plenty.
+PROGRESS = Struct("<IddB")
 #: Bytes that are asked of the socket at once; a body longer than this is received in place.
 CHUNK = 1 << 16
 
@@ -42,7 +44,7 @@ class Say(IntEnum):
     STATE = 11  # body: what it is doing, the answer to ASK
     LOG = 12  # body: a log record
     # both ways
-    FRAME = 8  # count, sequence: of the frame; body: its payload; to the parent: for the outbox
+    FRAME = 8  # count, sequence: of the frame; body: its payload; outbox: to the worker, 1 for what it has ahead
 
 
 _KINDS = frozenset(Say)

@@ -144,6 +144,9 @@ class _ProcessExecutor(Executor):
         worker = _ProcessWorker(process, ours, self._hub, self._logs, stage, name, inbox, outboxes, report)
         self._workers.append(worker)  # at once: a Ctrl-C may come before the run knows it, and `close` ends it then
         worker.send(Message(Say.TASK, len(outboxes), body=task))
+        for number, outbox in enumerate(outboxes):
+            for _ in range(outbox.window - 1):  # it has one from the start
+                worker.send(Message(Say.CREDIT, outbox.frame_size, outbox=number))
         worker.flush()
         return worker
 
@@ -198,6 +201,7 @@ class _ProcessWorker(Worker):
         self._lent: deque[Frame] = deque()  # frames at the worker, not finished; kept to name or give back their items
         self._lent_items = 0  # items that the inbox counts as lent
         self._frames_finished = 0
+        self._wanted = 0  # frames that it asked for and has not got
         self._asked: deque[Answer] = deque()  # who waits for its answers to ASK
         self._reported = False
         self._killed = False
@@ -334,28 +338,35 @@ class _ProcessWorker(Worker):
 
     def _on_next(self, message: Message) -> None:
         assert self._inbox is not None
-        items, seconds, asks = PROGRESS.unpack(message.body)
+        items, seconds, blocked, wanted = PROGRESS.unpack(message.body)
         self._drop_finished(message.sequence)
         if items:
-            self._inbox.measured(items, seconds)
+            self._inbox.measured(items, seconds, blocked)
         if message.count:
             self._lent_items -= message.count
             self._inbox.taken(message.count)
-        if asks:
+        if wanted:
+            self._wanted = wanted
             self._on_input(self._inbox.get(self._reader))
 
     def _on_input(self, answer: Frame | Signal | None) -> None:
+        assert self._inbox is not None
         if self._reported and isinstance(answer, Frame):  # it was on its way when the worker left
-            assert self._inbox is not None
             self._inbox.give_back(answer.count, (answer,))
         elif isinstance(answer, Frame):
-            self._lent.append(answer)
-            self._lent_items += answer.count
-            self.send(Message(Say.FRAME, answer.count, answer.sequence, _body(answer)))
+            self._send_frame(answer, ahead=False)
+            while self._wanted and (frame := self._inbox.surplus()) is not None:
+                self._send_frame(frame, ahead=True)
         elif answer is Signal.END:
             self.send(Message(Say.END))
         elif answer is not None:
             self.send(Message(Say.STOP))
+
+    def _send_frame(self, frame: Frame, *, ahead: bool) -> None:
+        self._wanted -= 1
+        self._lent.append(frame)
+        self._lent_items += frame.count
+        self.send(Message(Say.FRAME, frame.count, frame.sequence, _body(frame), outbox=int(ahead)))
 
     def _drop_finished(self, finished: int) -> None:
         while self._frames_finished < finished:

@@ -142,8 +142,11 @@ class _LateInbox:
     def taken(self, items: int) -> None:
         self._inbox.taken(items)
 
-    def measured(self, items: int, seconds: float) -> None:
-        self._inbox.measured(items, seconds)
+    def measured(self, items: int, seconds: float, blocked: float) -> None:
+        self._inbox.measured(items, seconds, blocked)
+
+    def surplus(self) -> Frame | None:
+        return self._inbox.surplus()
 
     def give_back(self, lent: int, frames: Sequence[Frame]) -> None:
         self._inbox.give_back(lent, frames)
@@ -190,6 +193,10 @@ class _LateOutbox:
     @property
     def frame_size(self) -> int:
         return self._outbox.frame_size
+
+    @property
+    def window(self) -> int:
+        return 1  # timers may change places
 
     def put(self, waiter: Waiter, frame: Frame) -> Signal | None:
         late, self._at_start = self._at_start + self._before_put, 0.0

@@ -96,8 +96,14 @@ class _RecordedInbox:
         self._account.add(-items)
         self._inbox.taken(items)
 
-    def measured(self, items: int, seconds: float) -> None:
-        self._inbox.measured(items, seconds)
+    def measured(self, items: int, seconds: float, blocked: float) -> None:
+        self._inbox.measured(items, seconds, blocked)
+
+    def surplus(self) -> Frame | None:
+        frame = self._inbox.surplus()
+        if frame is not None:
+            self._account.add(frame.count)
+        return frame
 
     def give_back(self, lent: int, frames: Sequence[Frame]) -> None:
         self._account.add(-lent)
@@ -124,6 +130,10 @@ class _RecordedOutbox:
     @property
     def frame_size(self) -> int:
         return self._outbox.frame_size
+
+    @property
+    def window(self) -> int:
+        return self._outbox.window
 
     def put(self, waiter: Waiter, frame: Frame) -> Signal | None:
         self._check(frame)
