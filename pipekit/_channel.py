@@ -250,8 +250,8 @@ class BlockingWriter:
     def frame_size(self) -> int:
         return self._channel.frame_size
 
-    def put(self, parts: list[object]) -> bool:
-        answer: Frame | Signal | None = self._channel.put(self._sleeper, self._frame(parts))
+    def put(self, parts: list[object], *, plain: bool) -> bool:
+        answer: Frame | Signal | None = self._channel.put(self._sleeper, self._frame(parts, plain=plain))
         if answer is None:
             started = perf_counter()
             answer = self._sleeper.sleep()
@@ -265,11 +265,11 @@ class BlockingWriter:
         """From another thread: do not wait any longer."""
         self._sleeper.stop()
 
-    def offer(self, parts: list[object]) -> bool:
-        accepted = self._channel.offer(self._frame(parts))
+    def offer(self, parts: list[object], *, plain: bool) -> bool:
+        accepted = self._channel.offer(self._frame(parts, plain=plain))
         self._sequence += accepted
         return accepted
 
-    def _frame(self, parts: list[object]) -> Frame:
-        payload = Pickled.pack(parts) if self._pickled else parts
+    def _frame(self, parts: list[object], *, plain: bool) -> Frame:
+        payload = Pickled.pack(parts, plain=plain) if self._pickled else parts
         return Frame(self._sequence, len(parts), payload)

@@ -21,8 +21,8 @@ from pipekit._frame import Frame, Pace
 
 #: Seconds of its reader's work that a frame holds. Measured: a frame's way through the parent costs some 0.05 ms.
 READER_SECONDS = 0.002
-#: Seconds in which a frame's items flow on, where the reader spends most of its time waiting for those behind it: so the
-#: queues in front of a slow stage or consumer stay short, too, although their own readers are fast.
+#: Seconds in which a frame's items flow on, where the reader spends most of its time waiting for those behind it: so
+#: the queues in front of a slow stage or consumer stay short, too, although their own readers are fast.
 FLOW_SECONDS = 0.01
 #: An elastic queue holds this many frames for each reader: what the reader has ahead, and as much waiting ...
 FRAMES_AHEAD = 8
@@ -162,7 +162,7 @@ class Edge:
         self._end_if_over()
 
     def measured(self, items: int, seconds: float, blocked: float) -> None:
-        """A reader needed `seconds` for a frame of `items`, and has waited `blocked` seconds more to hand on results."""
+        """A reader needed `seconds` for a frame of `items`, and waited `blocked` seconds more to hand on results."""
         self._pace.measured(items, seconds)
         self._flow.measured(items, seconds + blocked)
 

@@ -65,9 +65,10 @@ class Pickled:
     body: bytes | bytearray
 
     @classmethod
-    def pack(cls, parts: list[object]) -> Pickled:
-        """From the parts that `to_part` made."""
-        return cls(pickle.dumps((tuple in set(map(type, parts)), parts), PROTOCOL))
+    def pack(cls, parts: list[object], *, plain: bool = False) -> Pickled:
+        """From the parts that `to_part` made; plain: none of them is known to be pickled."""
+        mixed = not plain and tuple in set(map(type, parts))
+        return cls(pickle.dumps((mixed, parts), PROTOCOL))
 
     def open(self) -> tuple[list[Any], Callable[[Any], object] | None]:
         mixed, parts = pickle.loads(self.body)

@@ -23,7 +23,7 @@ from typing import cast
 from pipekit import _output
 from pipekit._activity import Activity, this_thread_is
 from pipekit._errors import REPR_LENGTH, Failure, ItemNotPicklable, Released, TaskException, short_repr
-from pipekit._frame import CannotTravel, part_of
+from pipekit._frame import CannotTravel
 from pipekit._input import Input, Reader
 from pipekit._outlet import Misdirected
 from pipekit._output import Flusher, ManyOutputs, OneOutput, Output, Writer
@@ -53,7 +53,7 @@ class WorkerLoop:
         self._activity = activity = Activity()
         self._output: Output
         if task.outlet is None:
-            self._output = OneOutput(writers[0], flusher, activity)
+            self._output = OneOutput(writers[0], flusher, activity, pickled=task.pickled[0])
         else:
             self._output = ManyOutputs(writers, task.outlet, task.pickled, flusher, activity)
         before_waiting = self._output.flush_before_waiting
@@ -97,9 +97,7 @@ class WorkerLoop:
         try:
             try:
                 results = call_function(task, self._input)
-                pickles = task.outlet is None and task.pickled[0]
-                parts = map(part_of, results) if pickles else results
-                while self._output.pump(parts):
+                while self._output.pump(results):
                     pass
                 check_nothing_hidden(task, self._input)
             except BaseException:

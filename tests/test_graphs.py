@@ -609,12 +609,12 @@ class _Full:
         self.gate = threading.Event()
         self.waits = threading.Event()
 
-    def put(self, parts: list[object]) -> bool:
+    def put(self, parts: list[object], *, plain: bool) -> bool:
         self.waits.set()
         self.gate.wait(60)
         return True
 
-    def offer(self, parts: list[object]) -> bool:
+    def offer(self, parts: list[object], *, plain: bool) -> bool:
         return False
 
 
@@ -628,12 +628,12 @@ class _RoomSoon:
         self.parts: list[object] = []
         self._other = other
 
-    def put(self, parts: list[object]) -> bool:
+    def put(self, parts: list[object], *, plain: bool) -> bool:
         self.parts += parts
         return True
 
-    def offer(self, parts: list[object]) -> bool:
-        return self._other.waits.is_set() and self.put(parts)
+    def offer(self, parts: list[object], *, plain: bool) -> bool:
+        return self._other.waits.is_set() and self.put(parts, plain=plain)
 
 
 def test_a_writer_that_waits_for_room_in_one_outbox_hands_on_what_is_for_the_others() -> None:

@@ -91,6 +91,10 @@ class WrappedOutbox:
     def frame_size(self) -> int:
         return self.outbox.frame_size
 
+    @property
+    def window(self) -> int:
+        return self.outbox.window
+
     def put(self, waiter: Waiter, frame: Frame) -> Signal | None:
         return self.outbox.put(waiter, frame)
 

@@ -52,7 +52,7 @@ class ListWriter:
         self.readers_leave_after = readers_leave_after
         self.frames: list[list[object]] = []
 
-    def put(self, parts: list[object]) -> bool:
+    def put(self, parts: list[object], *, plain: bool) -> bool:
         if len(self.frames) >= self.readers_leave_after:
             return False
         if len(self.frames) >= self.room:
@@ -60,8 +60,8 @@ class ListWriter:
         self.frames.append(parts)
         return True
 
-    def offer(self, parts: list[object]) -> bool:
-        return self.put(parts)
+    def offer(self, parts: list[object], *, plain: bool) -> bool:
+        return self.put(parts, plain=plain)
 
     @property
     def items(self) -> list[object]:
@@ -200,7 +200,7 @@ def test_results_that_could_not_be_handed_on_in_the_background_are_handed_on_by_
     offered = threading.Event()
 
     class NoMemory(ListWriter):
-        def offer(self, parts: list[object]) -> bool:
+        def offer(self, parts: list[object], *, plain: bool) -> bool:
             offered.set()
             raise MemoryError
 
@@ -318,11 +318,11 @@ def test_a_writer_without_room_does_not_keep_the_finished_results_of_others() ->
     missing: list[object] = []
 
     class Full(ListWriter):
-        def put(self, parts: list[Any]) -> bool:
+        def put(self, parts: list[Any], *, plain: bool) -> bool:
             missing.extend(set(range(1, max(parts), 2)) - set(free.items))
-            return super().put(parts)
+            return super().put(parts, plain=plain)
 
-        def offer(self, parts: list[object]) -> bool:
+        def offer(self, parts: list[object], *, plain: bool) -> bool:
             return False
 
     full = Full(frame_size=1000)
@@ -335,20 +335,20 @@ def test_while_the_worker_waits_at_one_writer_the_flusher_hands_on_what_others_g
     arrived = threading.Condition()
 
     class Free(ListWriter):
-        def offer(self, parts: list[object]) -> bool:
+        def offer(self, parts: list[object], *, plain: bool) -> bool:
             with arrived:
                 arrived.notify_all()
-                return super().put(parts)
+                return super().put(parts, plain=plain)
 
         put = offer
 
     class Full(ListWriter):
-        def put(self, parts: list[Any]) -> bool:
+        def put(self, parts: list[Any], *, plain: bool) -> bool:
             with arrived:  # waits for what came before, in whichever frame it is
                 assert arrived.wait_for(lambda: len(free.items) == 9 * (parts[0] // 10), 30)
-            return super().put(parts)
+            return super().put(parts, plain=plain)
 
-        def offer(self, parts: list[object]) -> bool:
+        def offer(self, parts: list[object], *, plain: bool) -> bool:
             return False
 
     full, free = Full(frame_size=1), Free(frame_size=1000)
@@ -366,10 +366,10 @@ def test_the_order_of_each_writer_is_kept_while_the_flusher_hands_on() -> None:
 
         offers = 0
 
-        def offer(self, parts: list[object]) -> bool:
+        def offer(self, parts: list[object], *, plain: bool) -> bool:
             self.offers += 1
             offered.set()
-            return self.offers % 2 == 0 and super().put(parts)
+            return self.offers % 2 == 0 and super().put(parts, plain=plain)
 
     def pauses(numbers: Iterable[int]) -> Iterator[int]:
         for number in numbers:

@@ -96,14 +96,14 @@ class CountingWriter(BlockingWriter):
         self.count = 0
         self._counting = threading.Lock()
 
-    def put(self, parts: list[object]) -> bool:
-        accepted = super().put(parts)
+    def put(self, parts: list[object], *, plain: bool) -> bool:
+        accepted = super().put(parts, plain=plain)
         if accepted:
             self._add(len(parts))
         return accepted
 
-    def offer(self, parts: list[object]) -> bool:
-        accepted = super().offer(parts)
+    def offer(self, parts: list[object], *, plain: bool) -> bool:
+        accepted = super().offer(parts, plain=plain)
         if accepted:
             self._add(len(parts))
         return accepted

@@ -346,8 +346,8 @@ class _LinkWriter:
             self._stopped = True
             self._changed.notify_all()
 
-    def put(self, parts: list[object]) -> bool:
-        message = self._message(parts)
+    def put(self, parts: list[object], *, plain: bool) -> bool:
+        message = self._message(parts, plain=plain)
         with self._changed:
             if not self._credits and not self._stopped:
                 started = perf_counter()
@@ -362,10 +362,10 @@ class _LinkWriter:
         self._link.send(message)
         return True
 
-    def offer(self, parts: list[object]) -> bool:
+    def offer(self, parts: list[object], *, plain: bool) -> bool:
         if not self._credits:
             return False
-        message = self._message(parts)
+        message = self._message(parts, plain=plain)
         with self._changed:
             if not self._credits or self._stopped or self._closed:
                 return False
@@ -374,5 +374,5 @@ class _LinkWriter:
         self._link.send(message)
         return True
 
-    def _message(self, parts: list[object]) -> Message:
-        return Message(Say.FRAME, len(parts), self._sequence, Pickled.pack(parts).body, self._outbox)
+    def _message(self, parts: list[object], *, plain: bool) -> Message:
+        return Message(Say.FRAME, len(parts), self._sequence, Pickled.pack(parts, plain=plain).body, self._outbox)

@@ -20,8 +20,8 @@ from pipekit._errors import Failure
 from pipekit._pickling import PROTOCOL, decode, encode
 
 HEADER = Struct("<BIIQQ")
-#: Body of NEXT: items of the frame that was finished last (0: none), seconds of work and of waiting for room that it took;
-#: frames wanted: one as soon as there is one, the others if there are plenty.
+#: Body of NEXT: items of the frame that was finished last (0: none), seconds of work and of waiting for room that it
+#: took; frames wanted: one as soon as there is one, the others if there are plenty.
 PROGRESS = Struct("<IddB")
 #: Bytes that are asked of the socket at once; a body longer than this is received in place.
 CHUNK = 1 << 16
