@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from functools import cache, partial
 from importlib import import_module
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 from weakref import WeakSet
 
@@ -61,6 +61,9 @@ def _by_value_pickler() -> type[pickle.Pickler]:
         """
 
         def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, CodeType):  # cloudpickle 3.1.3 leaves out the file, which tracebacks name
+                _, values = self.dispatch_table[CodeType](obj)
+                return _code_of_file, (values, obj.co_filename)
             named = decorated_name(obj) if isinstance(obj, FunctionType) else None
             if named is not None:
                 return import_decorated, named
@@ -71,6 +74,10 @@ def _by_value_pickler() -> type[pickle.Pickler]:
             return reduced
 
     return ByValuePickler
+
+
+def _code_of_file(values: tuple[Any, ...], filename: str) -> CodeType:
+    return CodeType(*values).replace(co_filename=filename)
 
 
 def _set_class_state_once(set_state: Callable[[type, Any], Any], cls: type, state: Any) -> None:

@@ -29,8 +29,8 @@ print(pipe.explain())
 print(sorted(pipe.results(), key=repr))  # of the branches, whichever is ready first comes first
 
 # Output:
-# source: 1 x thread -> words, queue as its reader needs it, at most 8192 items
-# words: 2 x process -> tee(most_common, longest), queue as its reader needs it, at most 8192 items each
-# most_common: 1 x thread -> results, queue as its reader needs it, at most 8192 items
-# longest: 1 x thread -> results, queue as its reader needs it, at most 8192 items
+# source: 1 x thread -> words, queue as its reader needs it, at most 262144 items
+# words: 2 x process -> tee(most_common, longest), queue as its reader needs it, at most 262144 items each
+# most_common: 1 x thread -> results, queue as its reader needs it, at most 262144 items
+# longest: 1 x thread -> results, queue as its reader needs it, at most 262144 items
 # ['the', ('the', 400)]
