@@ -245,6 +245,7 @@ class BlockingWriter:
         self._sleeper = Sleeper()
         self._sequence = 0
         self.blocked = 0.0
+        self.share = pickled
 
     @property
     def frame_size(self) -> int:
@@ -271,5 +272,5 @@ class BlockingWriter:
         return accepted
 
     def _frame(self, parts: list[object], *, plain: bool) -> Frame:
-        payload = Pickled.pack(parts, plain=plain) if self._pickled else parts
+        payload = Pickled.pack(parts, plain=plain, share=self.share) if self._pickled else parts
         return Frame(self._sequence, len(parts), payload)

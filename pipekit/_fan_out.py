@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pipekit._channel import Channel, offer_to_all
 from pipekit._edge import Signal, Waiter
-from pipekit._frame import Frame
+from pipekit._frame import Frame, Pickled
 
 
 class FanOut:
@@ -35,6 +36,7 @@ class FanOut:
     def put(self, waiter: Waiter, frame: Frame) -> Signal | None:
         answers = _Together(self, waiter, frame.count)
         last: Signal | None = None
+        frame = self._for_all(frame)
         for channel in self._channels:
             answer = channel.put(answers, frame)
             if answer is not None:
@@ -42,10 +44,16 @@ class FanOut:
         return last
 
     def offer(self, frame: Frame) -> bool:
-        accepted = offer_to_all(self._channels, frame)
+        accepted = offer_to_all(self._channels, self._for_all(frame))
         if accepted:
             self.count(frame.count)
         return accepted
+
+    def _for_all(self, frame: Frame) -> Frame:
+        """The frame, made so that what one of several readers does to its items is not seen by the others."""
+        if len(self._channels) > 1 and isinstance(frame.payload, Pickled) and frame.payload.leases:
+            return replace(frame, payload=replace(frame.payload, shared=True))
+        return frame
 
     def count(self, items: int) -> None:
         with self._lock:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
+from pipekit._arena import CAN_SHARE, LEAST_SHARED, Lease, own_store
 from pipekit._errors import short_repr
-from pipekit._pickling import PROTOCOL, decode, encode
+from pipekit._pickling import PROTOCOL, decode, encode, encode_apart
 from pipekit._shown import MOST_BYTES, shown, size_shown
 
 
@@ -30,6 +32,10 @@ class Payload(Protocol):
 UNCHANGING = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 
+#: Bytes of a frame that go into the arena instead of through the parent's sockets. Measured: ...
+LEAST_SHARED_BODY = 1 << 18
+
+
 class CannotTravel(Exception):
     """An item or result that cannot travel; the reason is its `__cause__`."""
 
@@ -39,50 +45,109 @@ class CannotTravel(Exception):
         self.error = error
 
 
-def part_of(result: object) -> object:
+def part_of(result: object, *, share: bool = False) -> object:
     """A stage's result as `to_part` makes it; raises CannotTravel."""
-    if type(result) in UNCHANGING:  # as in `to_part`: called for each result, and most end here
-        return result
     try:
-        return to_part(result)
+        return to_part(result, share=share)
     except BaseException as error:
         raise CannotTravel(f"could not pickle its result {short_repr(result)}", error) from error
 
 
-def to_part(item: object) -> object:
-    """An item as it waits in a frame that will leave the process: itself if unchanging, else pickled, in a 1-tuple."""
-    return item if type(item) in UNCHANGING else (encode(item),)
+def to_part(item: object, *, share: bool = False) -> object:
+    """An item as it waits in a frame that will leave the process: itself if unchanging, else a tuple with its pickle.
+
+    share: big buffers of it (of numpy arrays, say) may go into this process's arena: then the tuple also has their
+        leases.
+    """
+    if type(item) in UNCHANGING:
+        return item
+    return _with_leases(item) if share and CAN_SHARE else (encode(item),)
 
 
-def _from_part(part: Any) -> object:
-    return decode(part[0]) if type(part) is tuple else part
+def _with_leases(item: object) -> tuple[bytes, tuple[Lease, ...]] | tuple[bytes]:
+    data, buffers = encode_apart(item, LEAST_SHARED)
+    if not buffers:
+        return (data,)
+    leases = own_store().store(buffers)
+    return (encode(item),) if leases is None else (data, leases)
 
 
 @dataclass(frozen=True, slots=True)
 class Pickled:
-    """Items that were pickled, each before its producer went on: a snapshot, and separable."""
+    """Items that were pickled, each before its producer went on: a snapshot, and separable.
+
+    body: the pickled parts; where it is large, it may be the last lease instead.
+    leases: blocks with big buffers of the items.
+    shared: others read the same blocks, so what is made of them is made over copies.
+    """
 
     body: bytes | bytearray
+    leases: tuple[Lease, ...] = ()
+    shared: bool = False
 
     @classmethod
-    def pack(cls, parts: list[object], *, plain: bool = False) -> Pickled:
-        """From the parts that `to_part` made; plain: none of them is known to be pickled."""
+    def pack(cls, parts: list[object], *, plain: bool = False, share: bool = False) -> Pickled:
+        """From the parts that `to_part` made; plain: none of them is known to be pickled by itself."""
         mixed = not plain and tuple in set(map(type, parts))
-        return cls(pickle.dumps((mixed, parts), PROTOCOL))
+        leases: tuple[Lease, ...] = ()
+        if mixed and share:
+            parts, leases = _numbered(parts)
+        body = pickle.dumps((mixed, parts), PROTOCOL)
+        if share and CAN_SHARE and len(body) >= LEAST_SHARED_BODY:
+            stored = own_store().store([memoryview(body)])
+            if stored is not None:
+                return cls(b"", leases + stored)
+        return cls(body, leases)
 
     def open(self) -> tuple[list[Any], Callable[[Any], object] | None]:
-        mixed, parts = pickle.loads(self.body)
-        return parts, _from_part if mixed else None
+        mixed, parts = self._parts()
+        if not mixed:
+            return parts, None
+        return parts, partial(_from_part, self.leases, copy=self.shared) if self.leases else _from_part_alone
 
     def shown(self, most: int) -> list[str]:
         """The first items as text, at most so many, without running code of theirs; of a large body, its size."""
-        if len(self.body) > 2 * MOST_BYTES:
-            return [size_shown(self.body)]
-        _, parts = pickle.loads(self.body)  # holds plain values and bytes
+        if self._size > 2 * MOST_BYTES:
+            return [size_shown(self._size)]
+        _, parts = self._parts()  # holds plain values and bytes
         return [shown(part[0]) if type(part) is tuple else short_repr(part) for part in parts[:most]]
 
     def rest(self, consumed: int) -> Pickled:
-        return Pickled.pack(pickle.loads(self.body)[1][consumed:])
+        mixed, parts = self._parts()
+        return Pickled(pickle.dumps((mixed, parts[consumed:]), PROTOCOL), self.leases, self.shared)
+
+    @property
+    def _size(self) -> int:
+        return len(self.body) or self.leases[-1].size
+
+    def _parts(self) -> tuple[bool, list[Any]]:
+        mixed, parts = pickle.loads(self.body or self.leases[-1].view())
+        return mixed, parts
+
+
+def _numbered(parts: list[Any]) -> tuple[list[object], tuple[Lease, ...]]:
+    """The parts with the numbers of their leases in place of these, and the leases."""
+    leases: list[Lease] = []
+    numbered: list[object] = []
+    for part in parts:
+        if type(part) is tuple and len(part) == 2:
+            numbered.append((part[0], len(leases), len(leases) + len(part[1])))
+            leases += part[1]
+        else:
+            numbered.append(part)
+    return numbered, tuple(leases)
+
+
+def _from_part(leases: Sequence[Lease], part: Any, *, copy: bool) -> object:
+    if type(part) is not tuple or len(part) == 1:
+        return _from_part_alone(part)
+    data, first, end = part
+    views = [lease.view() for lease in leases[first:end]]
+    return decode(data, map(bytearray, views) if copy else views)
+
+
+def _from_part_alone(part: Any) -> object:
+    return decode(part[0]) if type(part) is tuple else part
 
 
 @dataclass(frozen=True, slots=True)

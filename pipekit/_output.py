@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import filterfalse, islice
 from time import perf_counter
 from typing import Any, Protocol
@@ -31,6 +32,8 @@ class Writer(Protocol):
 
     #: Seconds that `put` has waited so far.
     blocked: float
+    #: Whether big buffers of pickled results may go into this process's arena.
+    share: bool
 
     @property
     def frame_size(self) -> int:
@@ -294,7 +297,7 @@ class ManyOutputs(Output):
         part: object = None
         for collection in wanted:
             if collection.pickled:
-                part = part_of(result)
+                part = part_of(result, share=collection.writer.share)
                 break
         full = []
         for collection in wanted:
@@ -374,13 +377,13 @@ class _Collection:
                 self._unready = False
                 return
             self._pickle_last()
-        self.parts.extend(map(part_of, results))
+        self.parts.extend(map(partial(part_of, share=self.writer.share), results))
 
     def _pickle_last(self) -> None:
         with self._lock:
             last = self.parts.pop()
             self._unready = False
-        part = part_of(last)
+        part = part_of(last, share=self.writer.share)
         with self._lock:
             self.parts.append(part)
             self.plain = False

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from importlib import import_module
 from types import CodeType, FunctionType
@@ -37,16 +37,47 @@ def encode(item: object) -> bytes:
     return encode_by_value(item) if _MAIN in data else data
 
 
-def encode_by_value(value: object) -> bytes:
+def encode_apart(item: object, least: int) -> tuple[bytes, list[memoryview]]:
+    """As `encode`, but buffers of `least` bytes or more are left out (pickle protocol 5), and given beside it."""
+    apart = _Apart(least)
+    try:
+        data = pickle.dumps(item, PROTOCOL, buffer_callback=apart)
+        if _MAIN not in data:
+            return data, apart.buffers
+    except Exception:
+        pass
+    apart = _Apart(least)
+    return encode_by_value(item, apart), apart.buffers
+
+
+class _Apart:
+    """Takes large buffers away. What it answers is whether a buffer stays in the pickle."""
+
+    def __init__(self, least: int) -> None:
+        self.buffers: list[memoryview] = []
+        self._least = least
+
+    def __call__(self, buffer: pickle.PickleBuffer) -> bool:
+        try:
+            memory = buffer.raw()
+        except BufferError:  # not contiguous
+            return True
+        if memory.nbytes < self._least:
+            return True
+        self.buffers.append(memory)
+        return False
+
+
+def encode_by_value(value: object, buffer_callback: Callable[[pickle.PickleBuffer], object] | None = None) -> bytes:
     """Pickle with cloudpickle, whatever `value` refers to in `__main__` included."""
-    buffer = io.BytesIO()
-    _by_value_pickler()(buffer, PROTOCOL).dump(value)
-    return buffer.getvalue()
+    file = io.BytesIO()
+    _by_value_pickler()(file, PROTOCOL, buffer_callback=buffer_callback).dump(value)
+    return file.getvalue()
 
 
-def decode(data: bytes | bytearray) -> Any:
-    """The object that was encoded."""
-    return pickle.loads(data)
+def decode(data: bytes | bytearray | memoryview, buffers: Iterable[Any] = ()) -> Any:
+    """The object that was encoded; buffers: what was left out, in its order."""
+    return pickle.loads(data, buffers=buffers)
 
 
 @cache

@@ -30,16 +30,16 @@ _CLASS_MAKERS = frozenset({"_make_skeleton_class", "_make_skeleton_enum"})
 def shown(data: bytes | bytearray) -> str:
     """What `repr` might give for the pickled object, shortened."""
     if len(data) > MOST_BYTES:
-        return size_shown(data)
+        return size_shown(len(data))
     try:
         return short_repr(_Looker(io.BytesIO(data)).load())
     except Exception:
-        return size_shown(data)
+        return size_shown(len(data))
 
 
-def size_shown(data: bytes | bytearray) -> str:
+def size_shown(size: int) -> str:
     """What is told where nothing else can be."""
-    return f"<{len(data):,} bytes, pickled>"
+    return f"<{size:,} bytes, pickled>"
 
 
 class _Looker(pickle.Unpickler):

@@ -603,6 +603,7 @@ class _Full:
     """A writing end without room until `gate` opens."""
 
     blocked = 0.0
+    share = False
     frame_size = 1
 
     def __init__(self) -> None:
@@ -622,6 +623,7 @@ class _RoomSoon:
     """A writing end that has room as soon as `other` is waited for."""
 
     blocked = 0.0
+    share = False
     frame_size = 1
 
     def __init__(self, other: _Full) -> None:

@@ -45,6 +45,7 @@ class ListWriter:
     """`room`: frames until the run is cancelled; `readers_leave_after`: frames until nobody reads any more."""
 
     blocked = 0.0
+    share = False
 
     def __init__(self, frame_size: int = 1, room: int = 10**9, readers_leave_after: int = 10**9) -> None:
         self.frame_size = frame_size

@@ -22,6 +22,7 @@ from queue import SimpleQueue
 from time import perf_counter, sleep
 from typing import cast
 
+from pipekit._arena import own_store
 from pipekit._errors import Released
 from pipekit._frame import Frame, Pickled
 from pipekit._live import loading_functions, stop_all
@@ -30,8 +31,20 @@ from pipekit._pickling import PROTOCOL, decode
 from pipekit._stats import Doing, WorkerState
 from pipekit._task import Task
 from pipekit._worker import Outcome, WorkerLoop, describe
+from pipekit.backends._blocks import WorkersBlocks, own_blocks, unpacked
 from pipekit.backends._logs import Levels, forward_logs
-from pipekit.backends._wire import PROGRESS, Message, MessageReader, Say, pack_failure
+from pipekit.backends._wire import (
+    AHEAD,
+    CLOSE_ON_EXEC,
+    DESCRIPTORS,
+    PROGRESS,
+    SHARED,
+    Message,
+    MessageReader,
+    Say,
+    descriptors_in,
+    pack_failure,
+)
 
 #: Seconds that a stage gets for its `finally` blocks after the parent has died.
 ORPHAN_GRACE = 1.0
@@ -110,6 +123,9 @@ class _Link:
         self._stage = stage
         self._worker = worker
         self._messages = MessageReader()
+        self._descriptors: deque[int] = deque()  # that have come, for messages that are still to be handled
+        self.blocks = WorkersBlocks()
+        self._shows_arena = False  # the parent has got this process's arena
         self._unsent: deque[Message] = deque()
         # Re-entrant, with `_busy`: a destructor or signal handler may log in the middle of a send.
         self._sending = threading.RLock()
@@ -128,18 +144,27 @@ class _Link:
 
     def send(self, message: Message) -> None:
         with self._sending:
+            if message.blocks and not self._shows_arena:
+                self._shows_arena = True
+                self._unsent.append(Message(Say.ARENA, descriptor=own_store().arena.descriptor))
             self._unsent.append(message)
             if self._busy:  # this thread is in the middle of a message: it sends this one after it
                 return
             self._busy = True
             try:
                 while self._unsent:
-                    for buffer in self._unsent.popleft().buffers():
-                        self._connection.sendall(buffer)
+                    self._send_now(self._unsent.popleft())
             except OSError as error:  # the parent has gone; the receiver sees it too
                 raise Released from error
             finally:
                 self._busy = False
+
+    def _send_now(self, message: Message) -> None:
+        if message.descriptor is not None:
+            socket.send_fds(self._connection, message.buffers(), [message.descriptor])
+            return
+        for buffer in message.buffers():
+            self._connection.sendall(buffer)
 
     def log(self, body: bytes) -> None:
         """Send a log record; waits while the parent has many that it has not handled yet."""
@@ -156,9 +181,11 @@ class _Link:
             self.send(Message(Say.FAILED, consumed, finished, pack_failure(outcome.failure)))
 
     def _receive(self) -> list[Message]:
-        size = self._connection.recv_into(self._messages.buffer())
+        size, beside, _, _ = self._connection.recvmsg_into([self._messages.buffer()], DESCRIPTORS, CLOSE_ON_EXEC)
         if size == 0:
             raise EOFError
+        if beside:
+            self._descriptors.extend(descriptors_in(beside))
         return self._messages.received(size)
 
     def _serve(self, messages: list[Message]) -> None:
@@ -183,6 +210,10 @@ class _Link:
             self.reader.arrived(message)
         elif message.kind is Say.CREDIT:
             self.writers[message.outbox].credited(message)
+            if message.body:
+                own_store().free(unpacked(message.body))
+        elif message.kind is Say.ARENA:
+            self.blocks.opened(message.sequence, self._descriptors.popleft())
         elif message.kind is Say.ASK:
             self._tell_state(detail=bool(message.count))
         elif message.kind is Say.LOGGED:
@@ -282,7 +313,7 @@ class _LinkReader:
                 self._tell(wanted=0)
             before_waiting()
         message = self._arrived.get()
-        self._asked = self._asked and bool(message.outbox)
+        self._asked = self._asked and bool(message.outbox & AHEAD)
         if message.kind is Say.END:
             return None
         if message.kind is Say.STOP:
@@ -292,7 +323,8 @@ class _LinkReader:
         if message.count == 1:
             self._taken += 1
         self._tell_in_time()
-        return Frame(message.sequence, message.count, Pickled(message.body))
+        leases = self._link.blocks.received(message.blocks)
+        return Frame(message.sequence, message.count, Pickled(message.body, leases, bool(message.outbox & SHARED)))
 
     def finished(self, items: int, seconds: float, blocked: float) -> None:
         self._in_frame = False
@@ -313,7 +345,7 @@ class _LinkReader:
             self._tell(wanted=0)
 
     def _tell(self, *, wanted: int) -> None:
-        body = PROGRESS.pack(*self._progress, wanted)
+        body = PROGRESS.pack(*self._progress, wanted) + self._link.blocks.dropped()
         self._link.send(Message(Say.NEXT, self._taken, self._finished_frames, body))
         self._asked = self._asked or wanted > 0
         self._taken = 0
@@ -326,6 +358,7 @@ class _LinkWriter:
     def __init__(self, link: _Link, outbox: int) -> None:
         self.frame_size = 1
         self.blocked = 0.0
+        self.share = True
         self._link = link
         self._outbox = outbox
         self._changed = threading.Condition()
@@ -347,7 +380,7 @@ class _LinkWriter:
             self._changed.notify_all()
 
     def put(self, parts: list[object], *, plain: bool) -> bool:
-        message = self._message(parts, plain=plain)
+        payload = Pickled.pack(parts, plain=plain, share=self.share)
         with self._changed:
             if not self._credits and not self._stopped:
                 started = perf_counter()
@@ -357,22 +390,27 @@ class _LinkWriter:
                 raise Released
             if self._closed:
                 return False
-            self._credits -= 1
-            self._sequence += 1
-        self._link.send(message)
+            message = self._next_message(payload, len(parts))
+        self._send(message, payload)
         return True
 
     def offer(self, parts: list[object], *, plain: bool) -> bool:
         if not self._credits:
             return False
-        message = self._message(parts, plain=plain)
+        payload = Pickled.pack(parts, plain=plain, share=self.share)
         with self._changed:
             if not self._credits or self._stopped or self._closed:
                 return False
-            self._credits -= 1
-            self._sequence += 1
-        self._link.send(message)
+            message = self._next_message(payload, len(parts))
+        self._send(message, payload)
         return True
 
-    def _message(self, parts: list[object], *, plain: bool) -> Message:
-        return Message(Say.FRAME, len(parts), self._sequence, Pickled.pack(parts, plain=plain).body, self._outbox)
+    def _next_message(self, payload: Pickled, count: int) -> Message:
+        self._credits -= 1
+        self._sequence += 1
+        return Message(Say.FRAME, count, self._sequence, payload.body, self._outbox, own_blocks(payload.leases))
+
+    def _send(self, message: Message, payload: Pickled) -> None:
+        self._link.send(message)
+        for lease in payload.leases:
+            lease.hand_over()

@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from multiprocessing import connection
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pipekit import _worker
+from pipekit._arena import forget_own_store
 from pipekit._edge import Signal
 from pipekit._errors import (
     BackendUnavailable,
@@ -42,10 +43,22 @@ from pipekit._task import Task
 from pipekit._worker import Outcome, describe
 from pipekit.backends import _child
 from pipekit.backends._base import Answer, Backend, Executor, Inbox, Outbox, Report, Worker
+from pipekit.backends._blocks import ParentsBlocks
 from pipekit.backends._hub import Hub
 from pipekit.backends._launch import close_in_forks, exit_sentinel, flush_what_was_printed, start_process
 from pipekit.backends._logs import LogReceiver, log_levels
-from pipekit.backends._wire import PROGRESS, Message, MessageReader, Say, unpack_failure
+from pipekit.backends._wire import (
+    AHEAD,
+    CLOSE_ON_EXEC,
+    DESCRIPTORS,
+    PROGRESS,
+    SHARED,
+    Message,
+    MessageReader,
+    Say,
+    descriptors_in,
+    unpack_failure,
+)
 
 StartMethod: TypeAlias = Literal["forkserver", "spawn", "fork"]
 
@@ -160,6 +173,7 @@ class _ProcessExecutor(Executor):
         self._logs.close()
         for worker in self._workers:
             worker.close()
+        forget_own_store()
 
     def _on_error(self, error: BaseException) -> None:
         """A callback of the hub raised: an error in pipekit or in a payload's code. The run fails, it does not hang."""
@@ -196,7 +210,9 @@ class _ProcessWorker(Worker):
         self._closed: set[int] = set()  # outboxes where nobody reads any more
         self._report = report
         self._messages = MessageReader()
-        self._unsent: deque[bytes | bytearray | memoryview] = deque()
+        self._descriptors: deque[int] = deque()  # that have come, for messages that are still to be handled
+        self._blocks = ParentsBlocks()
+        self._unsent: deque[_Unsent] = deque()
         self._watched = 0  # events of the socket that the hub watches
         self._lent: deque[Frame] = deque()  # frames at the worker, not finished; kept to name or give back their items
         self._lent_items = 0  # items that the inbox counts as lent
@@ -238,6 +254,9 @@ class _ProcessWorker(Worker):
             os.close(self._sentinel)
         if self._process.exitcode is not None:
             self._process.close()
+        self._blocks.clear()
+        for descriptor in self._descriptors:
+            os.close(descriptor)
         self._socket.close()
 
     # -- bytes
@@ -250,22 +269,39 @@ class _ProcessWorker(Worker):
     def send(self, message: Message) -> None:
         """Queue a message; what one pass of the hub brings together goes out together."""
         if not self._gone.is_set():
-            self._unsent.extend(message.buffers())
+            buffers = message.buffers()
+            self._unsent.extend(buffers if message.descriptor is None else [_Beside(buffers[0], message.descriptor)])
             self._hub.call_afterwards(self.flush)
 
     def flush(self) -> None:
         try:
             while self._unsent:
-                self._drop_sent(self._socket.sendmsg(islice(self._unsent, MAX_BUFFERS)))
+                if isinstance(self._unsent[0], _Beside):
+                    head, descriptor = self._unsent[0]
+                    size = socket.send_fds(self._socket, [head], [descriptor])
+                    self._unsent[0] = head
+                else:
+                    size = self._socket.sendmsg(self._plain_buffers())
+                self._drop_sent(size)
         except BlockingIOError:
             pass
         except OSError:  # it has closed its end, which is no death: what it has said is still to be read
             self._unsent.clear()
         self._watch_socket()
 
+    def _plain_buffers(self) -> list[bytes | bytearray | memoryview]:
+        """The next ones that nothing is to be sent beside."""
+        buffers: list[bytes | bytearray | memoryview] = []
+        for buffer in islice(self._unsent, MAX_BUFFERS):
+            if isinstance(buffer, _Beside):
+                break
+            buffers.append(buffer)
+        return buffers
+
     def _drop_sent(self, size: int) -> None:
         while size:
             buffer = self._unsent[0]
+            assert not isinstance(buffer, _Beside)
             if size < len(buffer):
                 self._unsent[0] = memoryview(buffer)[size:]
                 return
@@ -287,11 +323,13 @@ class _ProcessWorker(Worker):
     def _receive(self) -> int | None:
         """Handle what has come; the number of bytes, 0 at the end, None if nothing has come."""
         try:
-            size = self._socket.recv_into(self._messages.buffer())
+            size, beside, _, _ = self._socket.recvmsg_into([self._messages.buffer()], DESCRIPTORS, CLOSE_ON_EXEC)
         except BlockingIOError:
             return None
         except OSError:
             return 0
+        if beside:
+            self._descriptors.extend(descriptors_in(beside))
         for message in self._messages.received(size) if size else ():
             self._handle(message)
         return size
@@ -300,11 +338,14 @@ class _ProcessWorker(Worker):
 
     def _handle(self, message: Message) -> None:
         if message.kind is Say.FRAME:
-            frame = Frame(message.sequence, message.count, Pickled(message.body))
+            payload = Pickled(message.body, self._blocks.received(message.blocks))
+            frame = Frame(message.sequence, message.count, payload)
             outbox = message.outbox
             self._on_put(outbox, self._outboxes[outbox].put(self._writers[outbox], frame))
         elif message.kind is Say.NEXT:
             self._on_next(message)
+        elif message.kind is Say.ARENA:
+            self._blocks.opened(self._descriptors.popleft())
         elif message.kind is Say.LOG:
             self._logs.put(bytes(message.body), self._logged)
         elif message.kind is Say.STATE:
@@ -334,11 +375,12 @@ class _ProcessWorker(Worker):
             self.send(Message(Say.STOP))
         else:
             size = 0 if answer is Signal.CLOSED else self._outboxes[outbox].frame_size
-            self.send(Message(Say.CREDIT, size, outbox=outbox))
+            self.send(Message(Say.CREDIT, size, body=self._blocks.free(), outbox=outbox))
 
     def _on_next(self, message: Message) -> None:
         assert self._inbox is not None
-        items, seconds, blocked, wanted = PROGRESS.unpack(message.body)
+        items, seconds, blocked, wanted = PROGRESS.unpack_from(message.body)
+        self._blocks.returned(message.body[PROGRESS.size :])
         self._drop_finished(message.sequence)
         if items:
             self._inbox.measured(items, seconds, blocked)
@@ -366,7 +408,12 @@ class _ProcessWorker(Worker):
         self._wanted -= 1
         self._lent.append(frame)
         self._lent_items += frame.count
-        self.send(Message(Say.FRAME, frame.count, frame.sequence, _body(frame), outbox=int(ahead)))
+        payload = _pickled(frame)
+        for message in self._blocks.announce(payload.leases):
+            self.send(message)
+        how = ahead * AHEAD | payload.shared * SHARED
+        blocks = self._blocks.lend(payload.leases)
+        self.send(Message(Say.FRAME, frame.count, frame.sequence, payload.body, how, blocks))
 
     def _drop_finished(self, finished: int) -> None:
         while self._frames_finished < finished:
@@ -404,6 +451,7 @@ class _ProcessWorker(Worker):
         if self._process.exitcode is None:  # the sentinel closes a moment before the process can be waited for
             self._kill()
             self._process.join(EXIT_SECONDS)
+        self._blocks.clear()
         self._gone.set()
         if not self._reported:
             self._report_once(Outcome() if self._killed else Outcome(self._death()))
@@ -461,6 +509,16 @@ class _ProcessWorker(Worker):
         return texts
 
 
+class _Beside(NamedTuple):
+    """Bytes that are sent with a descriptor beside them."""
+
+    head: bytes | bytearray
+    descriptor: int
+
+
+_Unsent: TypeAlias = bytes | bytearray | memoryview | _Beside
+
+
 class _Waiter:
     """Brings a channel's answer to the hub's thread."""
 
@@ -472,13 +530,13 @@ class _Waiter:
         self._hub.call(partial(self._callback, answer))
 
 
-def _body(frame: Frame) -> bytes | bytearray:
-    """The bytes of a frame: as they came, if they came from a process."""
+def _pickled(frame: Frame) -> Pickled:
+    """What a frame holds, as it came, if it came from a process."""
     if isinstance(frame.payload, Pickled):
-        return frame.payload.body
+        return frame.payload
     parts, decode_part = frame.open()
     items = parts if decode_part is None else map(decode_part, parts)
-    return Pickled.pack([to_part(item) for item in items]).body
+    return Pickled.pack([to_part(item) for item in items])
 
 
 def _exit_status(status: int | None, where: str) -> str:
