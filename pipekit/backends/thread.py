@@ -87,7 +87,7 @@ class _ThreadWorker(Worker):
         return not self._thread.is_alive()
 
     def inquire(self, answer: Answer, *, detail: bool) -> None:
-        answer(self._loop.state(detail=detail))
+        answer(self._loop.states(detail=detail))
 
     def _run(self) -> None:
         self._report(self._loop.run())

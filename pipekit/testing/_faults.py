@@ -58,6 +58,7 @@ class FaultyBackend(Backend):
         self._faults = faults
         self.name = f"faulty {self._backend.name}"
         self.remote = self._backend.remote
+        self.fuses = self._backend.fuses
 
     def prepare(self, task: Task) -> Any:
         return self._backend.prepare(task)
