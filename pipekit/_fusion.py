@@ -85,11 +85,11 @@ class _Finding:
         return next(self._obstacles_between(before, behind, first, second), None)
 
     def _obstacles_between(self, before: Place, behind: Place, first: int, second: int) -> Iterator[str]:
+        if before.outlet != To((second,)):
+            yield f"a tee or route is behind {before.name}"
         for place in (before, behind):
             if place.node.kind is not Kind.MAP:
                 yield f"{place.name} is no map stage"
-        if before.outlet != To((second,)):
-            yield f"the results of {before.name} go to several stages"
         if self._writers[second] != 1:
             yield f"{behind.name} has several stages before it"
         if self._backends[first] != self._backends[second]:
