@@ -340,9 +340,11 @@ class Keeper(logging.Handler):
         super().__init__()
         self.addFilter(WorkerNames())
         self.names: set[tuple[str, str, str]] = set()
+        self.processes: set[tuple[str, str]] = set()
 
     def emit(self, record: Any) -> None:
         self.names.add((record.getMessage(), record.stage, record.worker))
+        self.processes.add((record.worker, record.processName))
 
 
 @pytest.fixture
@@ -363,6 +365,8 @@ def test_log_records_have_the_names_of_the_stage_that_logs(backend: str, keeper:
 
     list((range(COUNT) | logs("f") | logs("g") | logs("h")).results())
     assert keeper.names == {(name, name, f"{name}-0") for name in "fgh"}
+    if backend == "process":
+        assert keeper.processes == {(f"{name}-0", f"{name}-0") for name in "fgh"}
 
 
 def test_a_dead_worker_is_named_with_all_its_stages() -> None:

@@ -82,12 +82,15 @@ class _Sending:
 
     def __init__(self, names: Callable[[], tuple[str, str]], send: Callable[[bytes], None]) -> None:
         self._names = names
+        self._process = names()[1]  # what the process is called: as in the first stage that it runs
         self._send = send
 
     def put_nowait(self, record: logging.LogRecord) -> None:
         stage, worker = self._names()
         vars(record).setdefault("stage", stage)  # a pipeline inside this worker has set its own
         vars(record).setdefault("worker", worker)
+        if record.processName == self._process:
+            record.processName = worker
         self._send(encode({name: _travelling(value) for name, value in vars(record).items()}))
 
 
