@@ -15,7 +15,7 @@ from typing import Any
 from pipekit._errors import short_repr
 from pipekit._frame import UNCHANGING, CannotTravel, part_repr
 from pipekit._input import Input
-from pipekit._pickling import decode, encode
+from pipekit._pickling import decode_apart, encode_apart
 from pipekit._stats import Doing
 from pipekit._task import Kind, Step, Task
 
@@ -86,7 +86,8 @@ class Steps:
 def _copies(results: Iterator[object], kept: list[Any]) -> Iterator[object]:
     """Copies of the results, each made before the next is asked for: as if they had gone to another process.
 
-    Kept is each as it was given, pickled unless it cannot change: who gets it may change it, and then fail.
+    Kept is each as it was given, pickled unless it cannot change: who gets it may change it, and then fail. (Only its
+    big buffers are those that it has: an array's numbers in a message are as they are now.)
     """
 
     def copy(result: object) -> object:
@@ -94,12 +95,12 @@ def _copies(results: Iterator[object], kept: list[Any]) -> Iterator[object]:
             kept.append(result)
             return result
         try:
-            data = encode(result)
+            part = encode_apart(result)
         except BaseException as error:
             raise CannotTravel(f"could not pickle its result {short_repr(result)}", error) from error
-        kept.append((data,))
+        kept.append(part)
         try:
-            return decode(data)
+            return decode_apart(*part)
         except BaseException as error:  # also StopIteration, which would end the items unseen
             raise CannotTravel("could not unpickle an item", error) from error
 
@@ -107,7 +108,7 @@ def _copies(results: Iterator[object], kept: list[Any]) -> Iterator[object]:
 
 
 def _received(part: Any) -> object:
-    return decode(part[0]) if type(part) is tuple else part
+    return decode_apart(*part) if type(part) is tuple else part
 
 
 def call_function(step: Step, source: Input | None) -> Iterator[object]:

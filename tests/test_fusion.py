@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import eventually
 
@@ -237,6 +238,32 @@ def test_between_processes_items_are_snapshots_also_in_one_worker() -> None:
 
     pipe = range(3) | map_stage(fuse=True, name="reuses")(Reuses()) | map_stage(fuse=True, name="keeps")(Keeps())
     assert list(pipe.results())[-1] == [[0, -1], [0, 1, -1], [0, 1, 2, -1]]
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_arrays_between_two_stages_of_a_process_are_copies_like_any_other_that_travelled(fuse: bool) -> None:
+    class Adds:
+        """One to the first of each array: to its own, which it gives again and again, or to what it gets."""
+
+        def __init__(self, array: Any) -> None:
+            self.array = array
+
+        def __call__(self, item: Any) -> Any:
+            array = item if self.array is None else self.array
+            array[0] += 1
+            return array
+
+    frozen = np.arange(5)
+    frozen.flags.writeable = False
+    fortran = np.asfortranarray(np.arange(6).reshape(2, 3))
+    made = [map_stage(fuse=fuse, name="first")(Adds(np.zeros(3))), map_stage(fuse=fuse, name="second")(Adds(None))]
+    assert [list(array) for array in (range(3) | made[0] | made[1]).results()] == [[2, 0, 0], [3, 0, 0], [4, 0, 0]]
+    passed = list(([frozen, fortran] | map_stage(fuse=fuse)(first) | map_stage(fuse=fuse)(flags)).results())
+    assert passed == [([0, 1, 2, 3, 4], (False, True)), ([[0, 1, 2], [3, 4, 5]], (True, True))]
+
+
+def flags(array: Any) -> tuple[Any, tuple[bool, bool]]:
+    return array.tolist(), (array.flags.writeable, array.flags.f_contiguous)
 
 
 def test_between_threads_items_are_passed_as_they_are() -> None:
