@@ -402,7 +402,7 @@ def test_a_dead_worker_is_named_with_all_its_stages() -> None:
 
     pipe = [7] | map_stage(fuse=True)(first) | map_stage(fuse=True)(second) | map_stage(fuse=True)(dies)
     with pytest.raises(
-        WorkerDied, match=r'The worker "first-0" \(also "second-0", "dies-0"\) died: it exited'
+        WorkerDied, match=r'The worker "first-0" \(fused with "second-0", "dies-0"\) died: it exited'
     ) as caught:
         pipe.execute()
     assert (caught.value.stage, caught.value.worker, caught.value.item) == ("first", "first-0", "7")

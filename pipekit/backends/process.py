@@ -431,14 +431,14 @@ class _ProcessWorker(Worker):
         crash = self._last_words()
         (stage, worker), *others = self._names
         quoted = ", ".join(f'"{other}"' for _, other in others)
-        also = f" (also {quoted})" if others else ""
+        fused = f" (fused with {quoted})" if others else ""
         status = _exit_status(self._process.exitcode, "its stack is above" if crash else "where is not known")
         return Failure(
             stage=stage,
             worker=worker,
             kind=WorkerDied,
             type_name="WorkerDied",
-            message=f'The worker "{worker}"{also} died: {status}. {self._in_hand(items)}',
+            message=f'The worker "{worker}"{fused} died: {status}. {self._in_hand(items)}',
             traceback=crash,
             item=", ".join(items) or None,
             pid=self._pid,
