@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
@@ -27,9 +27,9 @@ class Activity:
 
 
 @contextmanager
-def this_thread_is(stage: str, worker: str) -> Iterator[None]:
-    """In the block, this thread is a worker with these names."""
-    _this_thread.names = (stage, worker)
+def this_thread_is(names: Callable[[], tuple[str, str]]) -> Iterator[None]:
+    """In the block, this thread is a worker; `names` tells for which stage just now, and what it is called there."""
+    _this_thread.names = names
     try:
         yield
     finally:
@@ -38,4 +38,5 @@ def this_thread_is(stage: str, worker: str) -> Iterator[None]:
 
 def names_of_this_thread() -> tuple[str, str] | None:
     """Stage and worker, in a thread that is one."""
-    return getattr(_this_thread, "names", None)
+    names: Callable[[], tuple[str, str]] | None = getattr(_this_thread, "names", None)
+    return None if names is None else names()

@@ -239,13 +239,13 @@ class ConsumerReader(BlockingReader):
 class BlockingWriter:
     """A channel's writing end for one thread; a `pipekit._output.Writer`."""
 
-    def __init__(self, channel: Outbox, *, pickled: bool) -> None:
+    def __init__(self, channel: Outbox, *, pickled: bool, share: bool = False) -> None:
         self._channel = channel
         self._pickled = pickled
         self._sleeper = Sleeper()
         self._sequence = 0
         self.blocked = 0.0
-        self.share = pickled
+        self.share = share
 
     @property
     def frame_size(self) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from pipekit._arena import CAN_SHARE, LEAST_SHARED, Lease, own_store
+from pipekit._arena import LEAST_SHARED, Lease, own_store
 from pipekit._errors import short_repr
 from pipekit._pickling import PROTOCOL, decode, encode, encode_apart
 from pipekit._shown import MOST_BYTES, shown, size_shown
@@ -61,7 +61,7 @@ def to_part(item: object, *, share: bool = False) -> object:
     """
     if type(item) in UNCHANGING:
         return item
-    return _with_leases(item) if share and CAN_SHARE else (encode(item),)
+    return _with_leases(item) if share else (encode(item),)
 
 
 def _with_leases(item: object) -> tuple[bytes, tuple[Lease, ...]] | tuple[bytes]:
@@ -93,7 +93,7 @@ class Pickled:
         if mixed and share:
             parts, leases = _numbered(parts)
         body = pickle.dumps((mixed, parts), PROTOCOL)
-        if share and CAN_SHARE and len(body) >= LEAST_SHARED_BODY:
+        if share and len(body) >= LEAST_SHARED_BODY:
             stored = own_store().store([memoryview(body)])
             if stored is not None:
                 return cls(b"", leases + stored)

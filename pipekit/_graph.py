@@ -31,6 +31,7 @@ class Options:
     backend: a name, or a Backend object.
     key: of an item; items with equal keys go to the same worker. None: to any.
     name: the stage's name, None for its function's.
+    fuse: whether it is to run in the same workers as the map stages beside it; None: where that costs no parallelism.
     """
 
     workers: int = 1
@@ -38,6 +39,7 @@ class Options:
     backend: str | Backend = "process"
     key: Callable[[Any], object] | None = None
     name: str | None = None
+    fuse: bool | None = None
 
     def __post_init__(self) -> None:
         _check_count("workers", self.workers, least=1, hint="1 or more")
@@ -51,6 +53,8 @@ class Options:
             raise OptionError(f"key={short_repr(self.key)} cannot work: it must be a function of an item, or None")
         if self.name is not None:
             check_name(self.name)
+        if not isinstance(self.fuse, bool | None):
+            raise OptionError(f"fuse={short_repr(self.fuse)} cannot work: it must be True, False or None")
 
     def changed(self, given: Mapping[str, Any]) -> Options:
         """These options with the given ones changed."""

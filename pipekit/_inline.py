@@ -16,9 +16,10 @@ from pipekit._input import Input
 from pipekit._layout import Layout, Place, add_place, lay_out
 from pipekit._outlet import Outlet
 from pipekit._pipeline import Joinable, NoInput, Pipeline
-from pipekit._plan import make_task, over_edges
+from pipekit._plan import make_step, over_edges
 from pipekit._stage import Stage
-from pipekit._worker import call_function, check_nothing_hidden, close_generator, describe
+from pipekit._steps import call_function, check_nothing_hidden
+from pipekit._worker import close_generator, describe
 
 T = TypeVar("T")
 
@@ -145,7 +146,7 @@ class _InlineStage:
         self._outlet = outlet
         self.ended = False
         self._run = run
-        self._task = make_task(place, has_input=has_input, pickled=(False,), outlet=None)
+        self._step = make_step(place)
         reader = _InlineReader(partial(run.next_item, number))
         self._input = Input(reader, _NeverWaits(), Activity(), _nothing) if has_input else None
         self._results: Iterator[object] | None = None
@@ -155,11 +156,11 @@ class _InlineStage:
         if self._run.failures:
             raise Released
         if self._results is None:
-            self._results = self._guarded(partial(call_function, self._task, self._input))
+            self._results = self._guarded(partial(call_function, self._step, self._input))
         result = self._guarded(partial(next, self._results, _END))
         if result is _END:
             self.ended = True
-            self._guarded(partial(check_nothing_hidden, self._task, self._input))
+            self._guarded(partial(check_nothing_hidden, self._step, self._input))
             raise StopIteration
         return result, self._guarded(partial(self._outlet, result))
 

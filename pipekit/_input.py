@@ -42,6 +42,8 @@ class Input:
     def __init__(self, reader: Reader, writer: Waits, activity: Activity, before_waiting: Callable[[], None]) -> None:
         self.ended = False
         self.error: Exception | None = None  # what the function must not pass over
+        #: Called when all items of a frame have been read, before the next one is waited for.
+        self.frame_passed: Callable[[], None] = _nothing
         self._reader = reader
         self._writer = writer
         self._activity = activity
@@ -75,6 +77,7 @@ class Input:
 
     def _next_frame(self) -> Frame | None:
         self._activity.begin(Doing.READING)
+        self.frame_passed()
         try:
             return self._reader.get(self._before_waiting)
         except Released:
@@ -100,6 +103,11 @@ class Input:
         frame = self._frame
         return frame.earlier + frame.consumed
 
+    @property
+    def read_of_frame(self) -> int:
+        """Those of them that are of the frame at hand."""
+        return self._frame.consumed
+
     def last_item(self) -> str | None:
         """The shortened repr of the item that was read last."""
         frame = self._frame
@@ -122,3 +130,7 @@ class _OpenFrame:
     @property
     def consumed(self) -> int:
         return len(self.parts) - length_hint(self.position)
+
+
+def _nothing() -> None:
+    pass

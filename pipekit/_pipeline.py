@@ -120,7 +120,8 @@ class Pipeline(Joinable[In, Out, []], Generic[In, Out]):
         return compile_plan(self._graph)
 
     def explain(self: Pipeline[NoInput, B]) -> str:
-        """The plan as text, a line a stage: workers, backend, where its results go, the queue on the way.
+        """The plan as text, a line a stage: workers, backend, where its results go, the queue on the way; and with
+        which stage it shares its workers, and why.
 
         Raises what `plan()` raises.
         """

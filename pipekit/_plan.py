@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from pipekit._edge import Limits
 from pipekit._errors import NotPicklable, short_repr
+from pipekit._fusion import find_fusion
 from pipekit._graph import Node, OneShot, Options, Part, check_closed
 from pipekit._layout import Layout, Place, lay_out
 from pipekit._outlet import Outlet, To, ToAll, ToChosen, key_text, to_all, to_keyed
 from pipekit._pickling import decode, encode_by_value
-from pipekit._task import Task
+from pipekit._task import Step, Task
 from pipekit.backends._base import Backend
 from pipekit.backends._registry import resolve_backend
 
@@ -29,20 +31,31 @@ WINDOW = 8
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
-    """A stage bound to its backend.
+    """A stage of the declared graph.
 
     name: its own in the graph.
     inside: the branches that it is in, innermost first.
     readers: who reads its results, as text.
+    fusion: with which stage it shares workers and why, or why not; "" where there is nothing to say.
+    """
+
+    name: str
+    inside: tuple[str, ...]
+    readers: str
+    fusion: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedGroup:
+    """Stages that share workers, bound to their backend: one, or several that are fused.
+
     prepared: what the backend made of the task.
     inputs: the edge that each worker reads, indices into the plan's edges; empty for a stage without input.
     outboxes: what a worker puts into an outbox goes into each of its edges.
     outlet: the outboxes that a result goes to.
     """
 
-    name: str
-    inside: tuple[str, ...]
-    readers: str
+    stages: tuple[PlannedStage, ...]
     workers: int
     backend: Backend
     prepared: Any
@@ -77,20 +90,29 @@ class PlannedEdge:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run needs to know. Stages in the order of the data; the last edge is the consumer's."""
+    """What a run needs to know. Groups in the order of the data; the last edge is the consumer's."""
 
-    stages: tuple[PlannedStage, ...]
+    groups: tuple[PlannedGroup, ...]
     edges: tuple[PlannedEdge, ...]
     one_shots: tuple[OneShot, ...]
 
-    def explain(self) -> str:
-        """The plan as text, a line a stage: workers, backend, where its results go, the queue on the way."""
-        return "\n".join(map(self._line, self.stages))
+    @property
+    def stages(self) -> list[PlannedStage]:
+        """All stages, in the order of the data."""
+        return [stage for group in self.groups for stage in group.stages]
 
-    def _line(self, stage: PlannedStage) -> str:
-        queues = sorted({_queue(self.edges[edge].qsize) for edge in stage.outputs})
-        each = " each" if len(stage.outputs) > 1 else ""
-        return f"{stage.name}: {stage.workers} x {stage.backend.name} -> {stage.readers}, {' or '.join(queues)}{each}"
+    def explain(self) -> str:
+        """The plan as text, a line a stage: workers, backend, where its results go, the queue on the way; and with
+        which stage it shares its workers."""
+        return "\n".join(chain.from_iterable(map(self._lines, self.groups)))
+
+    def _lines(self, group: PlannedGroup) -> Iterator[str]:
+        queues = sorted({_queue(self.edges[edge].qsize) for edge in group.outputs})
+        each = " each" if len(group.outputs) > 1 else ""
+        for stage in group.stages:
+            where = f"{group.workers} x {group.backend.name}{stage.fusion and f', {stage.fusion}'}"
+            behind = f"{' or '.join(queues)}{each}" if stage is group.stages[-1] else "no queue"
+            yield f"{stage.name}: {where} -> {stage.readers}, {behind}"
 
 
 def _queue(qsize: int | None) -> str:
@@ -111,20 +133,30 @@ def compile_plan(part: Part) -> Plan:
     layout = lay_out(part)
     one_shots = tuple(layout.one_shots())
     backends = [resolve_backend(place.node.options.backend) for place in layout.places]
-    inputs = _number_edges(layout)
+    fusion = find_fusion(layout, backends)
+    inputs = _number_edges(layout, fusion.inner)
     outlets = [over_edges(place.outlet, layout, inputs) for place in layout.places]
-    remotely = [edges for backend, edges in zip(backends, inputs[:-1], strict=True) if backend.remote]
-    read_remotely = {edge for edges in remotely for edge in edges}
-    stages = [
-        _stage(place, backend, edges, _Outboxes.of(outlet, read_remotely, from_remote=backend.remote), layout)
-        for place, backend, edges, outlet in zip(layout.places, backends, inputs[:-1], outlets, strict=True)
-    ]
-    return Plan(tuple(stages), tuple(_edges(layout, inputs, outlets)), one_shots)
+    readers = {edge: backend for backend, edges in zip(backends, inputs[:-1], strict=True) for edge in edges}
+
+    def planned(group: tuple[int, ...]) -> PlannedGroup:
+        first, last = group[0], group[-1]
+        backend = backends[first]
+        outboxes = _Outboxes.of(outlets[last], backend, readers)
+        stages = tuple(
+            PlannedStage(place.name, place.inside, _readers(place.outlet, layout), fusion.reasons.get(number, ""))
+            for number, place in ((number, layout.places[number]) for number in group)
+        )
+        return _group([layout.places[number] for number in group], stages, backend, inputs[first], outboxes)
+
+    return Plan(tuple(map(planned, fusion.groups)), tuple(_edges(layout, inputs, outlets)), one_shots)
 
 
-def _number_edges(layout: Layout) -> list[tuple[int, ...]]:
-    """The edges that each stage reads, and at last the consumer: one, or with a key one for each worker."""
-    readers = layout.readers()
+def _number_edges(layout: Layout, inner: set[int]) -> list[tuple[int, ...]]:
+    """The edges that each stage reads, and at last the consumer: one, or with a key one for each worker.
+
+    inner: the stages that read none, since they are fused with the one before.
+    """
+    readers = layout.readers() - inner
     inputs: list[tuple[int, ...]] = []
     first = 0
     for number, place in enumerate(layout.places):
@@ -151,46 +183,58 @@ def over_edges(outlet: Outlet, layout: Layout, inputs: Sequence[tuple[int, ...]]
 class _Outboxes:
     """The outboxes of a stage. One for all edges that get the same results in the same form.
 
-    pickled: for each, whether its results are.
+    pickled, shared: for each, as in a Task.
     """
 
     edges: list[tuple[int, ...]]
     pickled: list[bool]
+    shared: list[bool]
     outlet: Outlet
 
     @classmethod
-    def of(cls, outlet: Outlet, read_remotely: set[int], *, from_remote: bool) -> _Outboxes:
-        edges: list[tuple[int, ...]] = []
-        pickled: list[bool] = []
+    def of(cls, outlet: Outlet, writer: Backend, readers: Mapping[int, Backend]) -> _Outboxes:
+        """For a stage on `writer`; readers: the backends that read edges (the consumer's is not among them)."""
+        boxes = cls([], [], [], outlet)
+        away = {number for number in outlet.leaves() if writer.remote or _is_remote(readers.get(number))}
 
         def to_outboxes(numbers: tuple[int, ...]) -> Outlet:
-            remote = tuple(number for number in numbers if from_remote or number in read_remotely)
-            here = tuple(number for number in numbers if number not in remote)
-            first = len(edges)
-            edges.extend(group for group in (here, remote) if group)
-            pickled.extend(form for form, group in ((False, here), (True, remote)) if group)
-            return To(tuple(range(first, len(edges))))
+            first = len(boxes.edges)
+            for pickled in (False, True):
+                group = tuple(number for number in numbers if (number in away) is pickled)
+                if group:
+                    sharing = {writer, *(readers[number] for number in group if number in readers)}
+                    boxes.edges.append(group)
+                    boxes.pickled.append(pickled)
+                    boxes.shared.append(pickled and all(one.shares_memory for one in sharing if one.remote))
+            return To(tuple(range(first, len(boxes.edges))))
 
-        return cls(edges, pickled, outlet.replaced(to_outboxes))
+        return replace(boxes, outlet=outlet.replaced(to_outboxes))
 
 
-def _stage(
-    place: Place, backend: Backend, inputs: tuple[int, ...], outboxes: _Outboxes, layout: Layout
-) -> PlannedStage:
+def _is_remote(backend: Backend | None) -> bool:
+    return backend is not None and backend.remote
+
+
+def _group(
+    places: Sequence[Place],
+    stages: tuple[PlannedStage, ...],
+    backend: Backend,
+    inputs: tuple[int, ...],
+    outboxes: _Outboxes,
+) -> PlannedGroup:
     if backend.remote:
-        _check_keys(place, outboxes.outlet)
-    simple = outboxes.outlet == To((0,))
-    task = make_task(
-        place,
+        _check_keys(places[-1], outboxes.outlet)
+    task = Task(
+        tuple(map(make_step, places)),
         has_input=bool(inputs),
         pickled=tuple(outboxes.pickled),
-        outlet=None if simple else outboxes.outlet,
+        shared=tuple(outboxes.shared),
+        outlet=None if outboxes.outlet == To((0,)) else outboxes.outlet,
+        copied=backend.remote,
     )
-    return PlannedStage(
-        place.name,
-        place.inside,
-        _readers(place.outlet, layout),
-        place.node.options.workers,
+    return PlannedGroup(
+        stages,
+        places[0].node.options.workers,
         backend,
         backend.prepare(task),
         inputs,
@@ -234,12 +278,10 @@ def _reader(number: int, layout: Layout) -> str:
     return place.name if place.node.options.key is None else f"{place.name} by key"
 
 
-def make_task(place: Place, *, has_input: bool, pickled: tuple[bool, ...], outlet: Outlet | None) -> Task:
-    """What the workers of a stage are asked to do."""
+def make_step(place: Place) -> Step:
+    """What the workers of a stage do with their items."""
     node = place.node
-    return Task(
-        place.name, node.kind, node.function, node.args, node.kwargs, has_input, pickled, outlet, node.skip_errors
-    )
+    return Step(place.name, node.kind, node.function, node.args, node.kwargs, node.skip_errors)
 
 
 def _edges(layout: Layout, inputs: Sequence[tuple[int, ...]], outlets: Sequence[Outlet]) -> Iterator[PlannedEdge]:

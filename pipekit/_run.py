@@ -24,8 +24,9 @@ from pipekit._frame import CannotTravel, Frame
 from pipekit._graph import claim_all
 from pipekit._layout import add_place
 from pipekit._live import forget, is_exiting, remember, stop_all_at_exit
-from pipekit._plan import Plan, PlannedStage
+from pipekit._plan import Plan, PlannedGroup
 from pipekit._stats import RunStats, StageStats
+from pipekit._task import Names, worker_names
 from pipekit._watch import PatientReader, Watch
 from pipekit._worker import Outcome, describe
 from pipekit.backends._base import Backend, Executor, Worker
@@ -49,13 +50,13 @@ class Run:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._channels = [Channel(Edge(edge.limits, edge.writers, edge.readers)) for edge in plan.edges]
-        self._outboxes = [[self._outbox(stage, edges) for edges in stage.outboxes] for stage in plan.stages]
+        self._outboxes = [[self._outbox(group, edges) for edges in group.outboxes] for group in plan.groups]
         self._executors: dict[Backend, Executor] = {}
-        self._workers_by_stage: list[list[Worker]] = [[] for _ in plan.stages]
-        self._names: list[tuple[str, str]] = []  # stage and worker, for each of them
+        self._workers_by_group: list[list[Worker]] = [[] for _ in plan.groups]
+        self._names: list[Names] = []  # of each worker
         self._lock = threading.Lock()
         self._state = State.NEW
-        self._running = [stage.workers for stage in plan.stages]
+        self._running = [group.workers for group in plan.groups]
         self._failures: list[Failure] = []
         self._left_behind = 0  # thread workers that did not end
         self._delivering: Iterator[Any] = iter(())  # the frame that the consumer is reading
@@ -66,11 +67,11 @@ class Run:
 
     @property
     def _workers(self) -> list[Worker]:
-        return [worker for workers in self._workers_by_stage for worker in workers]
+        return [worker for workers in self._workers_by_group for worker in workers]
 
-    def _outbox(self, stage: PlannedStage, edges: Sequence[int]) -> Channel | FanOut:
+    def _outbox(self, group: PlannedGroup, edges: Sequence[int]) -> Channel | FanOut:
         channels = [self._channels[edge] for edge in edges]
-        if len(edges) == 1 and self._plan.edges[edges[0]].writers == stage.workers:
+        if len(edges) == 1 and self._plan.edges[edges[0]].writers == group.workers:
             return channels[0]
         return FanOut(channels)
 
@@ -87,9 +88,9 @@ class Run:
         try:
             claim_all(self._plan.one_shots)
             self._state = State.RUNNING
-            for index, stage in enumerate(self._plan.stages):
-                for number in range(stage.workers):
-                    self._workers_by_stage[index].append(self._open(index, stage, number))
+            for index, group in enumerate(self._plan.groups):
+                for number in range(group.workers):
+                    self._workers_by_group[index].append(self._open(index, group, number))
             stop_all_at_exit()
             self._start_executors()
         except BaseException:
@@ -98,16 +99,17 @@ class Run:
             self.stop()
             raise
 
-    def _open(self, index: int, stage: PlannedStage, number: int) -> Worker:
-        name = f"{stage.name}-{number}"
-        edge = stage.input_of(number)
+    def _open(self, index: int, group: PlannedGroup, number: int) -> Worker:
+        stages = [stage.name for stage in group.stages]
+        name = f"{stages[0]}-{number}"
+        edge = group.input_of(number)
         inbox = None if edge is None else self._channels[edge]
-        self._names.append((stage.name, name))
+        self._names.append(worker_names(stages, name))
         report = partial(self._report, index, edge)
         try:
-            if stage.backend not in self._executors:
-                self._executors[stage.backend] = stage.backend.executor()
-            return self._executors[stage.backend].open(stage.prepared, name, inbox, self._outboxes[index], report)
+            if group.backend not in self._executors:
+                self._executors[group.backend] = group.backend.executor()
+            return self._executors[group.backend].open(group.prepared, name, inbox, self._outboxes[index], report)
         except PipekitError:
             raise
         except Exception as error:
@@ -130,7 +132,7 @@ class Run:
         if edge is not None:
             self._channels[edge].reader_done()
             self._stop_unwanted(edge)
-        for output in self._plan.stages[index].outputs:
+        for output in self._plan.groups[index].outputs:
             self._channels[output].writer_done()
 
     def _stop_unwanted(self, edge: int) -> None:
@@ -140,8 +142,8 @@ class Run:
         """
         if not self._channels[edge].is_closed:
             return
-        for index, workers in enumerate(self._workers_by_stage):
-            outputs = self._plan.stages[index].outputs
+        for index, workers in enumerate(self._workers_by_group):
+            outputs = self._plan.groups[index].outputs
             if self._running[index] and edge in outputs and all(self._channels[one].is_closed for one in outputs):
                 for worker in workers:
                     worker.abort()
@@ -231,7 +233,7 @@ class Run:
         return items
 
     def _fail_to_open(self, error: BaseException) -> None:
-        ends = [stage.name for stage in self._plan.stages if len(self._channels) - 1 in stage.outputs]
+        ends = [group.stages[-1].name for group in self._plan.groups if len(self._channels) - 1 in group.outputs]
         failure = CannotTravel("could not unpickle an item", error)
         self._fail(describe(failure, " or ".join(ends), "results", None))
 
@@ -256,12 +258,16 @@ class Run:
         """How the run is doing now."""
         counts = [channel.counts() for channel in self._channels]
         state, running = self._state, list(self._running)  # without the lock, as the counts
-        stages = []
-        for stage, outboxes, alive in zip(self._plan.stages, self._outboxes, running, strict=True):
-            received = sum(counts[edge][0] - counts[edge][1] for edge in stage.inputs)
-            results = stage.outlet.total([outbox.entered for outbox in outboxes])
-            waiting = sum(counts[edge][1] for edge in stage.outputs)
-            stages.append(StageStats(stage.name, alive, received, results, waiting))
+        stages: list[StageStats] = []
+        for group, outboxes, alive in zip(self._plan.groups, self._outboxes, running, strict=True):
+            received = sum(counts[edge][0] - counts[edge][1] for edge in group.inputs)
+            passed = received - sum(counts[edge][2] for edge in group.inputs)  # from one stage of the group to the next
+            for stage in group.stages[:-1]:
+                stages.append(StageStats(stage.name, alive, received, passed, waiting=0))
+                received = passed
+            results = group.outlet.total([outbox.entered for outbox in outboxes])
+            waiting = sum(counts[edge][1] for edge in group.outputs)
+            stages.append(StageStats(group.stages[-1].name, alive, received, results, waiting))
         return RunStats(state.value, tuple(stages))
 
     # -- stopping
@@ -299,7 +305,7 @@ class Run:
                 for executor in self._executors.values():
                     executors.callback(executor.close)
         finally:
-            self._workers_by_stage, self._executors = [], {}  # they refer back to the run
+            self._workers_by_group, self._executors = [], {}  # they refer back to the run
             with self._lock:
                 self._state = State.STOPPED
             self._stopped.set()

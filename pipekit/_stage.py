@@ -28,6 +28,7 @@ class GivenOptions(TypedDict, Generic[A], total=False):
     backend: str | Backend
     key: Callable[[A], object] | None
     name: str | None
+    fuse: bool | None
 
 
 class Stage(Joinable[In, Out, P], Generic[In, Out, P]):
@@ -104,6 +105,9 @@ class Stage(Joinable[In, Out, P], Generic[In, Out, P]):
                 each worker has a queue of its own. Runs where the items come from. Keys are text, bytes, numbers,
                 None, dates, Enum members, UUIDs, paths, or tuples or frozensets of these. Default None: any worker.
             name: what the stage is called, default None: as its function.
+            fuse: True to run it in the same workers as the map stages right before and behind it that have the same
+                backend and number of workers; False to keep it apart. Default None: fused on processes if there are at
+                least as many workers as CPUs that the program may use, since more processes could not compute more.
 
         Raises:
             OptionError: an option has a value that cannot work.

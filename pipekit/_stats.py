@@ -15,6 +15,8 @@ class StageStats:
     received: items that its workers have read for good, or have in their hands.
     results: items that it has handed on; one that goes to several branches counts once, when all have it.
     waiting: results in the queue behind it, or in the queues; where stages meet, also those of the others.
+
+    Of stages that share their workers, an item has passed all but the last once it has been read for good.
     """
 
     name: str

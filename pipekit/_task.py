@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, TypeAlias
 
 from pipekit._outlet import Outlet
+
+#: For each stage that a worker runs: the stage, and what the worker is called in it.
+Names: TypeAlias = "tuple[tuple[str, str], ...]"
 
 
 class Kind(Enum):
@@ -18,13 +21,9 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """What a worker does.
+class Step:
+    """One stage in a worker.
 
-    has_input: False for the first stage, whose function is called without items.
-    pickled: for each outbox, whether its results are pickled, each before the function goes on, since they leave for
-        another process.
-    outlet: the outboxes that a result goes to; None: there is one, for all results.
     skip_errors: leave out items whose call raises an Exception (only for Kind.MAP).
     """
 
@@ -33,7 +32,37 @@ class Task:
     function: Callable[..., Any]
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+    skip_errors: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a worker does.
+
+    steps: the stage that it runs; or several, all of Kind.MAP, each of which gets the results of the one before. Of
+        these only the last may skip errors.
+    has_input: False for the first stage, whose function is called without items.
+    pickled: for each outbox, whether its results are pickled, each before the function goes on, since they leave for
+        another process.
+    shared: for each outbox, whether big buffers of its results may go there in shared memory.
+    outlet: the outboxes that a result of the last step goes to; None: there is one, for all results.
+    copied: what a step gives is copied by pickle for the next one, as if it had gone to another process.
+    """
+
+    steps: tuple[Step, ...]
     has_input: bool = True
     pickled: tuple[bool, ...] = (False,)
+    shared: tuple[bool, ...] = (False,)
     outlet: Outlet | None = None
-    skip_errors: bool = False
+    copied: bool = False
+
+    def names(self, worker: str) -> Names:
+        """The names of a worker that is called `worker` in its first stage."""
+        return worker_names([step.stage for step in self.steps], worker)
+
+
+def worker_names(stages: Sequence[str], worker: str) -> Names:
+    """The names of a worker that runs these stages, and is called `worker` in the first."""
+    first, *others = stages
+    index = worker.rpartition("-")[2]
+    return ((first, worker), *((stage, f"{stage}-{index}") for stage in others))

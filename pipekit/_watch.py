@@ -16,6 +16,7 @@ from pipekit._edge import Signal
 from pipekit._errors import OptionError, Stalled, short_repr
 from pipekit._frame import Frame
 from pipekit._stats import Doing, WorkerState
+from pipekit._task import Names
 from pipekit.backends._base import Worker
 
 #: A run has stalled when it looks the same this many times in a row, in looks spread over the time that it is given.
@@ -39,12 +40,10 @@ def check_stall_timeout(seconds: object) -> None:
 class Watch:
     """The workers and channels of a run, to be looked at.
 
-    names: stage and worker, for each of the workers.
+    names: of each worker, in each of the stages that it runs.
     """
 
-    def __init__(
-        self, names: Sequence[tuple[str, str]], workers: Sequence[Worker], channels: Sequence[Channel]
-    ) -> None:
+    def __init__(self, names: Sequence[Names], workers: Sequence[Worker], channels: Sequence[Channel]) -> None:
         self._names = names
         self._workers = workers
         self._channels = channels
@@ -54,12 +53,18 @@ class Watch:
         workers = [(state.doing, state.read, state.results) for state in self.states(detail=False, seconds=seconds)]
         return [*(channel.counts() for channel in self._channels), *workers]
 
-    def _unknown(self) -> list[WorkerState]:
-        return [WorkerState(stage, worker, Doing.UNKNOWN) for stage, worker in self._names]
-
     def states(self, *, detail: bool, seconds: float = ANSWER_SECONDS) -> list[WorkerState]:
-        """What each worker is doing; those who do not answer in so many seconds are `Doing.UNKNOWN`."""
-        answers: SimpleQueue[tuple[int, WorkerState | None]] = SimpleQueue()
+        """What each worker is doing for each of its stages, in the order of the stages; those who do not answer in so
+        many seconds are `Doing.UNKNOWN`."""
+        stages = list(dict.fromkeys(stage for names in self._names for stage, _ in names))
+        states = chain.from_iterable(self._states_by_worker(detail=detail, seconds=seconds))
+        return sorted(states, key=lambda state: stages.index(state.stage))
+
+    def _unknown(self) -> list[Sequence[WorkerState]]:
+        return [[WorkerState(stage, worker, Doing.UNKNOWN) for stage, worker in names] for names in self._names]
+
+    def _states_by_worker(self, *, detail: bool, seconds: float) -> list[Sequence[WorkerState]]:
+        answers: SimpleQueue[tuple[int, Sequence[WorkerState]]] = SimpleQueue()
 
         def ask() -> None:
             for index, worker in enumerate(self._workers):
@@ -70,19 +75,19 @@ class Watch:
         else:
             ask()
         # What a worker says without detail holds until it has said it with detail: a `repr` may not return.
-        states = self.states(detail=False, seconds=seconds) if detail else self._unknown()
+        states = self._states_by_worker(detail=False, seconds=seconds) if detail else self._unknown()
         deadline = monotonic() + seconds
         for _ in self._workers:
             try:
-                index, state = answers.get(timeout=max(0.0, deadline - monotonic()))
+                index, answered = answers.get(timeout=max(0.0, deadline - monotonic()))
             except Empty:
                 break
-            states[index] = state or states[index]
+            states[index] = answered or states[index]
         return states
 
 
-def _put(answers: SimpleQueue[tuple[int, WorkerState | None]], index: int, state: WorkerState | None) -> None:
-    answers.put((index, state))
+def _put(answers: SimpleQueue[tuple[int, Sequence[WorkerState]]], index: int, states: Sequence[WorkerState]) -> None:
+    answers.put((index, states))
 
 
 class PatientReader(BlockingReader):

@@ -13,14 +13,14 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
 from typing import cast
 
-from pipekit import _output
+from pipekit import _output, _steps
 from pipekit._activity import Activity, this_thread_is
 from pipekit._errors import REPR_LENGTH, Failure, ItemNotPicklable, Released, TaskException, short_repr
 from pipekit._frame import CannotTravel
@@ -28,10 +28,11 @@ from pipekit._input import Input, Reader
 from pipekit._outlet import Misdirected
 from pipekit._output import Flusher, ManyOutputs, OneOutput, Output, Writer
 from pipekit._stats import Doing, WorkerState
-from pipekit._task import Kind, Task
+from pipekit._steps import Steps
+from pipekit._task import Task
 
 #: Where a stage's function is called from.
-LOOP_FILES = (__file__, _output.__file__)
+LOOP_FILES = (__file__, _steps.__file__, _output.__file__)
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
@@ -49,7 +50,6 @@ class WorkerLoop:
         self, task: Task, worker: str, reader: Reader | None, writers: Sequence[Writer], flusher: Flusher
     ) -> None:
         self._task = task
-        self._worker = worker
         self._activity = activity = Activity()
         self._output: Output
         if task.outlet is None:
@@ -58,6 +58,7 @@ class WorkerLoop:
             self._output = ManyOutputs(writers, task.outlet, task.pickled, flusher, activity)
         before_waiting = self._output.flush_before_waiting
         self._input = None if reader is None else Input(reader, self._output, activity, before_waiting)
+        self._steps = Steps(task, worker, self._input)
 
     def stop(self) -> None:
         """The results are not wanted any more; from any thread. Where it waits, its reader or writer releases it."""
@@ -68,38 +69,48 @@ class WorkerLoop:
         self._activity.thread = threading.get_ident()
         self._activity.begin(Doing.WORKING)
         try:
-            with this_thread_is(self._task.stage, self._worker):
+            with this_thread_is(self.names):
                 failure = self._attempt()
             if self._input is not None:
                 self._input.leave()
         except BaseException as error:  # not the stage's doing, but a worker that says nothing would be waited for
-            failure = describe(error, self._task.stage, self._worker, None)
+            failure = describe(error, *self.names(), None)
         self._activity.begin(Doing.ENDED)
         return Outcome(failure)
 
-    def state(self, *, detail: bool) -> WorkerState:
-        """What it is doing now; `detail`: with item and traceback (runs the `repr` of the item)."""
-        doing, since = self._activity.now
-        source = self._input
-        return WorkerState(
-            self._task.stage,
-            self._worker,
-            doing,
-            seconds=perf_counter() - since,
-            read=0 if source is None else source.read,
-            results=self._output.results,
-            item=source.last_item() if detail and source is not None else None,
-            traceback=_where(self._activity.thread) if detail and doing is Doing.WORKING else "",
+    def names(self) -> tuple[str, str]:
+        """The stage whose function is in a call, or was last, and the worker's name in it."""
+        return self._steps.names[self._steps.active]
+
+    def states(self, *, detail: bool) -> tuple[WorkerState, ...]:
+        """What it is doing now, for each stage that it runs; `detail`: with item and traceback (runs the `repr` of the
+        item)."""
+        steps, (doing, since) = self._steps, self._activity.now
+        active, seconds = steps.active, perf_counter() - since
+        read = steps.read(doing)
+        results = [*read[1:], self._output.results]
+        return tuple(
+            WorkerState(
+                stage,
+                worker,
+                _doing_of(step, active, doing),
+                seconds,
+                read[step],
+                results[step],
+                item=steps.last_item(step) if detail else None,
+                traceback=_where(self._activity.thread) if detail and doing is Doing.WORKING and step == active else "",
+            )
+            for step, (stage, worker) in enumerate(steps.names)
         )
 
     def _attempt(self) -> Failure | None:
-        task, results = self._task, cast("Iterator[object]", iter(()))
+        results = cast("Iterator[object]", iter(()))
         try:
             try:
-                results = call_function(task, self._input)
+                results = self._steps.results()
                 while self._output.pump(results):
                     pass
-                check_nothing_hidden(task, self._input)
+                self._steps.check_nothing_hidden()
             except BaseException:
                 if not self._activity.released:
                     with suppress(Released):
@@ -110,8 +121,15 @@ class WorkerLoop:
         except BaseException as error:
             if self._activity.released and _says_released(error):
                 return None
-            return describe(error, task.stage, self._worker, None if self._input is None else self._input.last_item())
+            return describe(error, *self.names(), self._steps.last_item(self._steps.active))
         return None
+
+
+def _doing_of(step: int, active: int, doing: Doing) -> Doing:
+    """What a step is doing in a worker that is doing `doing`: while one is in a call, the others wait for it."""
+    if doing is not Doing.WORKING or step == active:
+        return doing
+    return Doing.WRITING if step < active else Doing.READING
 
 
 def _says_released(error: BaseException) -> bool:
@@ -130,46 +148,6 @@ def _where(thread: int) -> str:
     stack = [] if frame is None else traceback.extract_stack(frame)
     ours = [index for index, entry in enumerate(stack) if entry.filename in LOOP_FILES]
     return "".join(traceback.format_list(stack[ours[-1] + 1 :] if ours else stack))
-
-
-def call_function(task: Task, source: Input | None) -> Iterator[object]:
-    """The results of the stage's function, called with the items of `source`."""
-    if task.kind is Kind.MAP:
-        assert source is not None  # the compiler lets no map stage come first
-        if task.skip_errors:
-            return _map_good(task, source.items)
-        if not task.args and not task.kwargs:
-            return map(task.function, source.items)
-        return map(lambda item: task.function(item, *task.args, **task.kwargs), source.items)  # noqa: C417
-    given = () if source is None else (source.items,)
-    results = task.function(*given, *task.args, **task.kwargs)
-    if results is None and source is not None and source.ended:  # a sink: it has read everything and gives nothing
-        return iter(())
-    if not isinstance(results, Iterable):
-        raise TypeError(
-            f"a stage's function must give an iterable of results, {task.stage!r} gave {short_repr(results)}: "
-            "write `yield`, or use map_stage for a function of one item"
-        )
-    return iter(results)
-
-
-def _map_good(task: Task, items: Iterator[object]) -> Iterator[object]:
-    for item in items:
-        try:
-            result = task.function(item, *task.args, **task.kwargs)
-        except Exception:
-            continue
-        yield result
-
-
-def check_nothing_hidden(task: Task, source: Input | None) -> None:
-    """Raise what the function has hidden: it has given all its results, but an item was lost on the way."""
-    if source is None:
-        return
-    if source.error is not None:  # the function caught it and went on: still an item lost
-        raise source.error
-    if task.kind is Kind.MAP and not source.ended:  # map() takes it for the end of the items
-        raise RuntimeError(f"the function of map_stage {task.stage!r} raised StopIteration")
 
 
 def close_generator(results: Iterator[object]) -> None:

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 import pipekit
+from pipekit import _fusion
 
 BACKENDS = ["thread", "process"]
 
@@ -34,6 +35,12 @@ def backend_pair(request: pytest.FixtureRequest) -> tuple[str, str]:
 def _helpers_of_multiprocessing_started() -> None:
     """The fork server and the resource tracker stay until the program ends: have them before leaks are counted."""
     pipekit.Stage(range, 1).execute()
+
+
+@pytest.fixture(autouse=True)
+def _fused_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages share workers where a test asks for it, on machines with few CPUs and with many."""
+    monkeypatch.setattr(_fusion, "usable_cpus", lambda: 1000)
 
 
 @pytest.fixture(autouse=True)

@@ -35,14 +35,24 @@ class Declared:
     workers: int
     qsize: int | None
     backend: str
+    fuse: bool | None
 
     def stage(self) -> Any:
-        return FUNCTIONS[self.function]().setup(workers=self.workers, qsize=self.qsize, backend=self.backend)
+        return made(self.function, workers=self.workers, qsize=self.qsize, backend=self.backend, fuse=self.fuse)
+
+
+def made(function: str, *, key: Any = None, **options: Any) -> Any:
+    """A stage; or "mapped", several that may be fused."""
+    if function != "mapped":
+        return FUNCTIONS[function]().setup(key=key, **options)
+    plus_one, halved = FUNCTIONS["plus_one"](), FUNCTIONS["halved"]()
+    return plus_one.setup(key=key, **options) | plus_one.setup(key=None) | halved.setup(**options)
 
 
 BACKENDS = st.sampled_from(["thread", "process"])
 QSIZES = st.sampled_from([None, 0, 1, 2, 5])
-STAGES = st.builds(Declared, st.sampled_from(sorted(FUNCTIONS)), st.integers(1, 3), QSIZES, BACKENDS)
+FUSE = st.sampled_from([None, True, False])
+STAGES = st.builds(Declared, st.sampled_from(["mapped", *sorted(FUNCTIONS)]), st.integers(1, 3), QSIZES, BACKENDS, FUSE)
 PIPELINES = st.lists(STAGES, min_size=1, max_size=4)
 SOURCES = st.sampled_from(["range", "generator", "thread", "process"])
 COUNTS = st.sampled_from([0, 1, 5, 200])
@@ -181,7 +191,7 @@ ANYTHING = st.one_of(
     st.just(ValueError()),
 )
 OPTIONS = st.dictionaries(
-    st.sampled_from(["workers", "qsize", "backend", "worker", "filter_errors"]), ANYTHING, max_size=2
+    st.sampled_from(["workers", "qsize", "backend", "worker", "filter_errors", "fuse"]), ANYTHING, max_size=2
 )
 
 

@@ -19,6 +19,7 @@ from test_properties import (
     RAISES,
     Fault,
     joined,
+    made,
     read,
     source,
 )
@@ -34,6 +35,7 @@ checked = settings(checked_pipelines, max_examples=max(1, EXAMPLES // 2))
 #: From so many stages on no more branches are begun, and so many process workers may be: it is to run in a second.
 MOST_STAGES, MOST_PROCESS_WORKERS = 8, 8
 DEPTH = 5
+FUSES = [None, True, False]
 #: Branches in series multiply the items; more than so many are not meant to be looked at.
 MOST_RESULTS = 5000
 #: Seconds without any movement after which a run has hung. None of these graphs needs a hundredth of it for an item.
@@ -52,6 +54,7 @@ class Step:
     qsize: int | None
     backend: str
     key: str | None = None
+    fuse: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -125,12 +128,14 @@ class _Building:
 
 
 def _stage(step: Step) -> Any:
-    options: dict[str, Any] = {"workers": step.workers, "qsize": step.qsize, "backend": step.backend}
+    options: dict[str, Any] = {name: getattr(step, name) for name in ("workers", "qsize", "backend", "fuse")}
     if step.function == "counted":
         assert step.key is not None
         return Stage(counted, step.key).setup(key=KEYS[step.key], **options)
-    one = Stage(summed) if step.function == "summed" else FUNCTIONS[step.function]()
-    return one.setup(key=None if step.key is None else KEYS[step.key], **options)
+    key = None if step.key is None else KEYS[step.key]
+    if step.function == "summed":
+        return Stage(summed).setup(key=key, **options)
+    return made(step.function, key=key, **options)
 
 
 def inside(part: Part) -> tuple[Part, ...]:
@@ -155,7 +160,7 @@ class _Drawing:
     def __init__(self, draw: Any, special_at: int | None, *, aggregating: bool, complete: bool) -> None:
         self._draw = draw
         self._special_at = special_at
-        self._functions = sorted([*FUNCTIONS, "counted", *(["summed"] if aggregating else [])])
+        self._functions = sorted([*FUNCTIONS, "mapped", "counted", *(["summed"] if aggregating else [])])
         self._complete = complete
         self._stages = 0
         self._process_workers = 0
@@ -199,11 +204,14 @@ class _Drawing:
     def _step(self) -> Part:
         function = self._one_of(self._functions)
         workers = 1 if function == "summed" else self._one_of([1, 2, 3])
-        room = self._process_workers + workers <= MOST_PROCESS_WORKERS
+        processes = 3 * workers if function == "mapped" else workers  # if they are not fused
+        room = self._process_workers + processes <= MOST_PROCESS_WORKERS
         backend = self._one_of(["thread", "process"]) if room else "thread"
-        self._process_workers += workers if backend == "process" else 0
+        self._process_workers += processes if backend == "process" else 0
         keys: list[str | None] = [*KEYS] if function == "counted" else [None, None, *KEYS]
-        step = Step(function, workers, self._one_of([1, 2, 3, None, 0]), backend, self._one_of(keys))
+        step = Step(
+            function, workers, self._one_of([1, 2, 3, None, 0]), backend, self._one_of(keys), self._one_of(FUSES)
+        )
         self._stages += 1
         if self._stages - 1 == self._special_at:
             return Row((step, Special()) if self._draw(st.booleans()) else (Special(), step))
@@ -237,6 +245,8 @@ def noted(graph: Part) -> None:
     event(f"depth {depth_of(graph)}")
     if any(step.key is not None and step.workers > 1 for step in steps):
         event("has a key")
+    if any(step.function == "mapped" and step.fuse for step in steps):
+        event("has fused stages")
     if {"thread", "process"} <= {step.backend for step in steps}:
         event("has both backends")
 

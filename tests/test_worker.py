@@ -13,7 +13,7 @@ from pipekit._errors import Released
 from pipekit._frame import Frame, Pickled, to_part
 from pipekit._outlet import Outlet, To, ToAll, ToChosen
 from pipekit._output import Flusher, Writer
-from pipekit._task import Kind, Task
+from pipekit._task import Kind, Step, Task
 from pipekit._worker import Outcome, WorkerLoop
 
 
@@ -73,7 +73,8 @@ def run(function: Callable[..., Any], reader: ListReader | None, *writers: Write
     """Run a worker; with several writers, `outlet` says which results each gets."""
     pickled = options.pop("pickled", (False,) * len(writers))
     kind = options.pop("kind", Kind.ITERATOR)
-    task = Task("work", kind, function, has_input=reader is not None, pickled=pickled, **options)
+    own = {name: options.pop(name) for name in ("args", "kwargs", "skip_errors") if name in options}
+    task = Task((Step("work", kind, function, **own),), has_input=reader is not None, pickled=pickled, **options)
     flusher = Flusher()
     try:
         return WorkerLoop(task, "work-0", reader, writers, flusher).run()
@@ -427,8 +428,8 @@ def test_what_was_chosen_before_a_failing_choice_is_handed_on_and_the_result_is_
 
 def test_a_worker_says_how_many_results_it_gave_not_how_many_copies() -> None:
     flusher = Flusher()
-    task = Task("work", Kind.ITERATOR, same, pickled=(False, False), outlet=BOTH)
+    task = Task((Step("work", Kind.ITERATOR, same),), pickled=(False, False), outlet=BOTH)
     loop = WorkerLoop(task, "work-0", ListReader(frame(*range(50))), [ListWriter(), ListWriter()], flusher)
     loop.run()
     flusher.stop()
-    assert loop.state(detail=False).results == 50
+    assert loop.states(detail=False)[0].results == 50

@@ -36,7 +36,7 @@ for mistake, declare in mistakes.items():
 # Output:
 # an option's value: OptionError: workers=0 cannot work: it must be a whole number, 1 or more
 # an option's name: SignatureError: there is no option 'worker': the options are workers, qsize,
-# backend, key, name
+# backend, key, name, fuse
 # a backend's name: OptionError: there is no backend 'threads': use one of 'process', 'thread', or a
 # Backend object
 # a missing argument: SignatureError: stage 'scale': missing a required argument: 'factor'; call the

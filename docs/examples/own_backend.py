@@ -85,7 +85,7 @@ class CountingWorker(Worker):
         return not self.thread.is_alive()
 
     def inquire(self, answer: Answer, *, detail: bool) -> None:
-        answer(self.loop.state(detail=detail))
+        answer(self.loop.states(detail=detail))
 
 
 class CountingWriter(BlockingWriter):

@@ -12,6 +12,7 @@ from pipekit._edge import Waiter as Waiter
 from pipekit._frame import Frame as Frame
 from pipekit._frame import Payload as Payload
 from pipekit._output import Flusher as Flusher
+from pipekit._task import Step as Step
 from pipekit._task import Task as Task
 from pipekit._worker import Outcome as Outcome
 from pipekit._worker import WorkerLoop as WorkerLoop
@@ -37,6 +38,7 @@ __all__ = [
     "Payload",
     "Report",
     "Signal",
+    "Step",
     "Task",
     "Waiter",
     "Worker",

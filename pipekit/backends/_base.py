@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipekit._worker import Outcome
 
 Report: TypeAlias = "Callable[[Outcome], None]"
-Answer: TypeAlias = "Callable[[WorkerState | None], None]"
+Answer: TypeAlias = "Callable[[Sequence[WorkerState]], None]"
 
 
 class Inbox(Protocol):
@@ -85,9 +85,9 @@ class Worker(ABC):
         """Wait until nothing of it is left, at most `timeout` seconds; True if so."""
 
     def inquire(self, answer: Answer, *, detail: bool) -> None:
-        """Have `answer` called with what it is doing now (`WorkerLoop.state`), from any thread, soon or never. Returns
-        at once. A backend that cannot know answers None, as here."""
-        answer(None)
+        """Have `answer` called with what it is doing now (`WorkerLoop.states`), from any thread, soon or never. Returns
+        at once. A backend that cannot know answers with nothing, as here."""
+        answer(())
 
 
 class Executor(ABC):
@@ -95,9 +95,9 @@ class Executor(ABC):
 
     @abstractmethod
     def open(self, prepared: Any, name: str, inbox: Inbox | None, outboxes: Sequence[Outbox], report: Report) -> Worker:
-        """Create a worker called `name`, with the outboxes that its task's outlet numbers. It may start at once, but
-        starts no thread in this process before `start` (a worker that is opened later may be forked). Raises what
-        hinders it."""
+        """Create a worker called `name` (in the first of its task's steps), with the outboxes that its task's outlet
+        numbers. It may start at once, but starts no thread in this process before `start` (a worker that is opened
+        later may be forked). Raises what hinders it."""
 
     @abstractmethod
     def start(self) -> None:
@@ -115,6 +115,11 @@ class Backend(ABC):
     name: str
     #: Whether items must be pickled to reach its workers. If so, those who produce for it pickle them.
     remote: bool
+    #: Whether stages are fused here by themselves where there are enough workers for all CPUs. True where workers
+    #: compute; False where they wait, since a worker that runs two stages waits for one of them at a time.
+    fuses: bool = False
+    #: Whether its workers, if remote, take and give frames with leases of shared memory (`pipekit._arena`).
+    shares_memory: bool = False
 
     @abstractmethod
     def prepare(self, task: Task) -> Any:

@@ -17,10 +17,10 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from io import TextIOWrapper
 from queue import SimpleQueue
 from time import perf_counter, sleep
-from typing import cast
 
 from pipekit._arena import own_store
 from pipekit._errors import Released
@@ -29,7 +29,7 @@ from pipekit._live import loading_functions, stop_all
 from pipekit._output import Flusher
 from pipekit._pickling import PROTOCOL, decode
 from pipekit._stats import Doing, WorkerState
-from pipekit._task import Task
+from pipekit._task import Names
 from pipekit._worker import Outcome, WorkerLoop, describe
 from pipekit.backends._blocks import WorkersBlocks, own_blocks, unpacked
 from pipekit.backends._logs import Levels, forward_logs
@@ -60,7 +60,7 @@ LOGS_AHEAD = 1000
 LOG_WAIT_SECONDS = 1.0
 
 
-def main(connection: socket.socket, stage: str, worker: str, levels: Levels | None) -> None:
+def main(connection: socket.socket, names: Names, levels: Levels | None) -> None:
     """Run one worker. Ctrl-C is the parent's affair: the process starts with SIGINT blocked, and ignores it."""
     signal.signal(signal.SIGINT, _ignore)  # not SIG_IGN, which programs that the stage starts would inherit
     if callable(signal.getsignal(signal.SIGTERM)):  # a fork has the handler of the program
@@ -77,17 +77,17 @@ def main(connection: socket.socket, stage: str, worker: str, levels: Levels | No
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if isinstance(sys.stdout, TextIOWrapper):  # what was printed arrives, also if this process is killed
         sys.stdout.reconfigure(line_buffering=True)
-    link = _Link(connection, stage, worker)
-    forward_logs(levels, stage, worker, link.log)
+    link = _Link(connection, names)
+    forward_logs(levels, link.names, link.log)
     try:
         task = link.first()
     except (EOFError, OSError):  # the parent has gone, or was interrupted while it started this worker
         return
     except RuntimeError as error:  # no more threads to be had
-        link.finish(Outcome(describe(error, stage, worker, None, did="could not be started:")))
+        link.finish(Outcome(describe(error, *names[0], None, did="could not be started:")))
         return
     flusher = Flusher()
-    outcome = _run(link, task, stage, worker, levels, flusher)
+    outcome = _run(link, task, names, levels, flusher)
     flusher.stop()
     stop_all()  # pipelines that the stage has left running
     with suppress(Released):
@@ -98,13 +98,22 @@ def _ignore(signal_number: int, frame: object) -> None:
     pass
 
 
-def _run(link: _Link, message: Message, stage: str, worker: str, levels: Levels | None, flusher: Flusher) -> Outcome:
+def _run(link: _Link, message: Message, names: Names, levels: Levels | None, flusher: Flusher) -> Outcome:
+    loading = names[0]
     try:
-        with loading_functions(stage):
-            task = cast(Task, decode(message.body))
-        forward_logs(levels, stage, worker, link.log)  # again: modules may have set up handlers as the parent's have
+        *pickled, rest = pickle.loads(message.body)
+        steps = []
+        for loading, step in zip(names, pickled, strict=True):
+            with loading_functions(loading[0]):
+                steps.append(decode(step))
+        with loading_functions(loading[0]):
+            task = replace(decode(rest), steps=tuple(steps))
+        forward_logs(levels, link.names, link.log)  # again: modules may have set up handlers as the parent's have
     except BaseException as error:
-        return Outcome(describe(error, stage, worker, None, did="could not load its function:"))
+        return Outcome(describe(error, *loading, None, did="could not load its function:"))
+    for writer, share in zip(link.writers, task.shared, strict=True):
+        writer.share = share
+    worker = names[0][1]
     link.loop = loop = WorkerLoop(task, worker, link.reader if task.has_input else None, link.writers, flusher)
     if link.stopped:  # before it had a loop
         loop.stop()
@@ -114,14 +123,13 @@ def _run(link: _Link, message: Message, stage: str, worker: str, levels: Levels 
 class _Link:
     """The connection to the parent: who may send, and where what is received goes."""
 
-    def __init__(self, connection: socket.socket, stage: str, worker: str) -> None:
+    def __init__(self, connection: socket.socket, names: Names) -> None:
         self.reader = _LinkReader(self)
         self.writers: list[_LinkWriter] = []
         self.loop: WorkerLoop | None = None
         self.stopped = False
         self._connection = connection
-        self._stage = stage
-        self._worker = worker
+        self._names = names
         self._messages = MessageReader()
         self._descriptors: deque[int] = deque()  # that have come, for messages that are still to be handled
         self.blocks = WorkersBlocks()
@@ -141,6 +149,10 @@ class _Link:
         receiver = threading.Thread(target=self._serve, args=(messages[1:],), name="pipekit-receiver", daemon=True)
         receiver.start()
         return messages[0]
+
+    def names(self) -> tuple[str, str]:
+        """Stage and worker, of the function that is in a call."""
+        return self._names[0] if self.loop is None else self.loop.names()
 
     def send(self, message: Message) -> None:
         with self._sending:
@@ -198,7 +210,7 @@ class _Link:
         except (EOFError, OSError):
             self._orphaned()
         except BaseException as error:  # no memory for an item, say: without a receiver, the stage would wait for ever
-            failure = describe(error, self._stage, self._worker, None, did="could not receive an item:")
+            failure = describe(error, *self._names[0], None, did="could not receive an item:")
             with self._sending:
                 with suppress(Released):
                     self.finish(Outcome(failure))
@@ -223,11 +235,11 @@ class _Link:
 
     def _tell_state(self, *, detail: bool) -> None:
         if self.loop is None:
-            state = WorkerState(self._stage, self._worker, Doing.STARTING)
+            states = tuple(WorkerState(stage, worker, Doing.STARTING) for stage, worker in self._names)
         else:
-            state = self.loop.state(detail=detail)
+            states = self.loop.states(detail=detail)
         with suppress(Released):
-            self.send(Message(Say.STATE, body=pickle.dumps(state, PROTOCOL)))
+            self.send(Message(Say.STATE, body=pickle.dumps(states, PROTOCOL)))
 
     def _stop(self) -> None:
         self.stopped = True
@@ -358,7 +370,7 @@ class _LinkWriter:
     def __init__(self, link: _Link, outbox: int) -> None:
         self.frame_size = 1
         self.blocked = 0.0
-        self.share = True
+        self.share = False
         self._link = link
         self._outbox = outbox
         self._changed = threading.Condition()

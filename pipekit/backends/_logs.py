@@ -41,8 +41,11 @@ def log_levels() -> Levels | None:
     return {"": logging.root.level, **levels}, logging.root.manager.disable
 
 
-def forward_logs(levels: Levels | None, stage: str, worker: str, send: Callable[[bytes], None]) -> None:
-    """Have what this worker logs sent to the parent, and only there: handlers that a fork copied are not its own."""
+def forward_logs(levels: Levels | None, names: Callable[[], tuple[str, str]], send: Callable[[bytes], None]) -> None:
+    """Have what this worker logs sent to the parent, and only there: handlers that a fork copied are not its own.
+
+    names: tells stage and worker, when a record is made.
+    """
     import logging
 
     for logger in list(logging.root.manager.loggerDict.values()):
@@ -50,11 +53,11 @@ def forward_logs(levels: Levels | None, stage: str, worker: str, send: Callable[
             logger.handlers.clear()
             logger.propagate = True
     if levels is not None:
-        names, disabled = levels
-        for name, level in names.items():
+        by_logger, disabled = levels
+        for name, level in by_logger.items():
             logging.getLogger(name).setLevel(level)
         logging.disable(disabled)
-    logging.root.handlers[:] = [_sender(_Sending(stage, worker, send))]
+    logging.root.handlers[:] = [_sender(_Sending(names, send))]
 
 
 def _sender(sending: _Sending) -> logging.Handler:
@@ -77,14 +80,17 @@ def _sender(sending: _Sending) -> logging.Handler:
 class _Sending:
     """What `QueueHandler` takes for its queue."""
 
-    def __init__(self, stage: str, worker: str, send: Callable[[bytes], None]) -> None:
-        self._stage = stage
-        self._worker = worker
+    def __init__(self, names: Callable[[], tuple[str, str]], send: Callable[[bytes], None]) -> None:
+        self._names = names
+        self._process = names()[1]  # what the process is called: as in the first stage that it runs
         self._send = send
 
     def put_nowait(self, record: logging.LogRecord) -> None:
-        vars(record).setdefault("stage", self._stage)  # a pipeline inside this worker has set its own
-        vars(record).setdefault("worker", self._worker)
+        stage, worker = self._names()
+        vars(record).setdefault("stage", stage)  # a pipeline inside this worker has set its own
+        vars(record).setdefault("worker", worker)
+        if record.processName == self._process:
+            record.processName = worker
         self._send(encode({name: _travelling(value) for name, value in vars(record).items()}))
 
 

@@ -19,14 +19,14 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from multiprocessing import connection
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pipekit import _worker
-from pipekit._arena import forget_own_store
+from pipekit._arena import CAN_SHARE, forget_own_store
 from pipekit._edge import Signal
 from pipekit._errors import (
     BackendUnavailable,
@@ -37,9 +37,9 @@ from pipekit._errors import (
     short_repr,
 )
 from pipekit._frame import Frame, Pickled, to_part
-from pipekit._pickling import encode_by_value
+from pipekit._pickling import PROTOCOL, encode_by_value
 from pipekit._stats import Doing, WorkerState
-from pipekit._task import Task
+from pipekit._task import Names, Step, Task, worker_names
 from pipekit._worker import Outcome, describe
 from pipekit.backends import _child
 from pipekit.backends._base import Answer, Backend, Executor, Inbox, Outbox, Report, Worker
@@ -89,20 +89,19 @@ class ProcessBackend(Backend):
     start_method: StartMethod | None = None
     name = "process"
     remote = True
+    fuses = True
+    shares_memory = CAN_SHARE
 
     def __post_init__(self) -> None:
         known = ("forkserver", "spawn", "fork", None)
         if self.start_method not in known:
             raise OptionError(f"start_method={self.start_method!r} cannot work: use 'forkserver', 'spawn' or 'fork'")
 
-    def prepare(self, task: Task) -> tuple[str, bytes]:
+    def prepare(self, task: Task) -> _Prepared:
         method = self._method()
         if method not in multiprocessing.get_all_start_methods():
             raise BackendUnavailable(f"this system cannot start processes by {method!r}: use 'spawn'")
-        try:
-            return task.stage, encode_by_value(task)
-        except Exception as error:
-            raise NotPicklable(f"stage {task.stage!r} cannot be sent to a process: {_culprit(task, error)}") from error
+        return _Prepared([step.stage for step in task.steps], _pickled_task(task))
 
     def executor(self) -> Executor:
         return _ProcessExecutor(self._method())
@@ -111,19 +110,40 @@ class ProcessBackend(Backend):
         return self.start_method or ("forkserver" if sys.platform == "linux" else "spawn")
 
 
-def _culprit(task: Task, error: Exception) -> str:
-    """Which part of a task does not pickle, and what to do."""
-    advice = 'create it inside the function, or run the stage with backend="thread"'
-    for name, value in [*enumerate(task.args, start=1), *task.kwargs.items()]:
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    stages: list[str]
+    task: bytes
+
+
+def _pickled_task(task: Task) -> bytes:
+    """Each step as a pickle of its own: what they share is not shared in the worker, as if each had one to itself."""
+    steps = []
+    for step in task.steps:
+        try:
+            steps.append(encode_by_value(step))
+        except Exception as error:
+            raise NotPicklable(_UNSENDABLE.format(step.stage, _culprit(step, error), _ADVICE)) from error
+    try:
+        rest = encode_by_value(replace(task, steps=()))
+    except Exception as error:
+        culprit = f"what chooses where its results go, a `route` or `key`, cannot be pickled ({error})"
+        raise NotPicklable(_UNSENDABLE.format(task.steps[-1].stage, culprit, _ADVICE)) from error
+    return pickle.dumps([*steps, rest], PROTOCOL)
+
+
+_UNSENDABLE = "stage {!r} cannot be sent to a process: {}; {}"
+_ADVICE = 'create it inside the function, or run the stage with backend="thread"'
+
+
+def _culprit(step: Step, error: Exception) -> str:
+    """Which part of a step does not pickle."""
+    for name, value in [*enumerate(step.args, start=1), *step.kwargs.items()]:
         try:
             encode_by_value(value)
         except Exception as reason:
-            return f"its argument {name} is {short_repr(value)} and cannot be pickled ({reason}); {advice}"
-    try:
-        encode_by_value(task.outlet)
-    except Exception as reason:
-        return f"what chooses where its results go, a `route` or `key`, cannot be pickled ({reason}); {advice}"
-    return f"something that its function uses cannot be pickled ({error}); {advice}"
+            return f"its argument {name} is {short_repr(value)} and cannot be pickled ({reason})"
+    return f"something that its function uses cannot be pickled ({error})"
 
 
 class _ProcessExecutor(Executor):
@@ -135,28 +155,28 @@ class _ProcessExecutor(Executor):
 
     def open(
         self,
-        prepared: tuple[str, bytes],
+        prepared: _Prepared,
         name: str,
         inbox: Inbox | None,
         outboxes: Sequence[Outbox],
         report: Report,
     ) -> Worker:
-        stage, task = prepared
+        names = worker_names(prepared.stages, name)
         if not self._workers and self._context.get_start_method() != "fork":
             flush_what_was_printed()
         ours, theirs = socket.socketpair()
         close_in_forks(ours)
         theirs.setblocking(True)  # it is not so where the program has called socket.setdefaulttimeout
         try:
-            process = start_process(self._context, name, _child.main, (theirs, stage, name, log_levels()))
+            process = start_process(self._context, name, _child.main, (theirs, names, log_levels()))
         except BaseException:
             ours.close()
             raise
         finally:
             theirs.close()
-        worker = _ProcessWorker(process, ours, self._hub, self._logs, stage, name, inbox, outboxes, report)
+        worker = _ProcessWorker(process, ours, self._hub, self._logs, names, inbox, outboxes, report)
         self._workers.append(worker)  # at once: a Ctrl-C may come before the run knows it, and `close` ends it then
-        worker.send(Message(Say.TASK, len(outboxes), body=task))
+        worker.send(Message(Say.TASK, len(outboxes), body=prepared.task))
         for number, outbox in enumerate(outboxes):
             for _ in range(outbox.window - 1):  # it has one from the start
                 worker.send(Message(Say.CREDIT, outbox.frame_size, outbox=number))
@@ -190,8 +210,7 @@ class _ProcessWorker(Worker):
         ours: socket.socket,
         hub: Hub,
         logs: LogReceiver,
-        stage: str,
-        name: str,
+        names: Names,
         inbox: Inbox | None,
         outboxes: Sequence[Outbox],
         report: Report,
@@ -203,8 +222,7 @@ class _ProcessWorker(Worker):
         self._socket = ours
         self._hub = hub
         self._logs = logs
-        self._stage = stage
-        self._name = name
+        self._names = names
         self._inbox = inbox
         self._outboxes = outboxes
         self._closed: set[int] = set()  # outboxes where nobody reads any more
@@ -361,7 +379,7 @@ class _ProcessWorker(Worker):
 
     def _ask(self, answer: Answer, detail: bool) -> None:
         if self._reported:
-            answer(WorkerState(self._stage, self._name, Doing.ENDED))
+            answer([WorkerState(stage, worker, Doing.ENDED) for stage, worker in self._names])
         else:
             self._asked.append(answer)
             self.send(Message(Say.ASK, int(detail)))
@@ -461,7 +479,7 @@ class _ProcessWorker(Worker):
             self._process.kill()
 
     def fail(self, error: BaseException) -> None:
-        self._report_once(Outcome(describe(error, self._stage, self._name, None)))
+        self._report_once(Outcome(describe(error, *self._names[0], None)))
 
     def _report_once(self, outcome: Outcome) -> None:
         if not self._reported:
@@ -471,13 +489,16 @@ class _ProcessWorker(Worker):
     def _death(self) -> Failure:
         items = self._items_shown()
         crash = self._last_words()
+        (stage, worker), *others = self._names
+        quoted = ", ".join(f'"{other}"' for _, other in others)
+        fused = f" (fused with {quoted})" if others else ""
         status = _exit_status(self._process.exitcode, "its stack is above" if crash else "where is not known")
         return Failure(
-            stage=self._stage,
-            worker=self._name,
+            stage=stage,
+            worker=worker,
             kind=WorkerDied,
             type_name="WorkerDied",
-            message=f'The worker "{self._name}" died: {status}. {self._in_hand(items)}',
+            message=f'The worker "{worker}"{fused} died: {status}. {self._in_hand(items)}',
             traceback=crash,
             item=", ".join(items) or None,
             pid=self._pid,

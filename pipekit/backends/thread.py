@@ -61,7 +61,8 @@ class _ThreadWorker(Worker):
     ) -> None:
         self._reader = None if inbox is None else BlockingReader(inbox)
         self._writers = [
-            BlockingWriter(outbox, pickled=pickled) for outbox, pickled in zip(outboxes, task.pickled, strict=True)
+            BlockingWriter(outbox, pickled=pickled, share=share)
+            for outbox, pickled, share in zip(outboxes, task.pickled, task.shared, strict=True)
         ]
         self._loop = WorkerLoop(task, name, self._reader, self._writers, flusher)
         self._report = report
@@ -87,7 +88,7 @@ class _ThreadWorker(Worker):
         return not self._thread.is_alive()
 
     def inquire(self, answer: Answer, *, detail: bool) -> None:
-        answer(self._loop.state(detail=detail))
+        answer(self._loop.states(detail=detail))
 
     def _run(self) -> None:
         self._report(self._loop.run())

@@ -358,6 +358,16 @@ def _named_error(backend: Backend) -> None:
     _expect_equal(str(error), "The task \"inverse-0\" raised ZeroDivisionError('division by zero')")
 
 
+def _steps(backend: Backend) -> None:
+    def inverse(number: int) -> int:
+        return 1 // (number - 3)
+
+    one = map_stage(workers=2, backend=backend, fuse=True)(_plus_one)
+    _expect_items((range(500) | one | one | one).results(), range(3, 503))
+    error = _failure_of(range(10) | one | map_stage(workers=2, backend=backend, fuse=True)(inverse) | one)
+    _expect_equal((error.stage, error.item), ("inverse", "3"))
+
+
 def _any_exception(backend: Backend) -> None:
     for kind in (SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, MemoryError):
 
@@ -516,13 +526,13 @@ def _late_starts(backend: Backend) -> None:
 
 def _late_results(backend: Backend) -> None:
     late = FaultyBackend(backend, Faults(before_put=0.002))
-    one = map_stage(workers=2, qsize=3, backend=late)(_plus_one)
+    one = map_stage(workers=2, qsize=3, backend=late, fuse=False)(_plus_one)
     _expect_items((range(100) | one | one).results(), range(2, 102))
 
 
 def _late_ends(backend: Backend) -> None:
     late = FaultyBackend(backend, Faults(before_end=0.1))
-    one = map_stage(workers=2, backend=late)(_plus_one)
+    one = map_stage(workers=2, backend=late, fuse=False)(_plus_one)
     _expect_items((range(100) | one | one).results(), range(2, 102))
 
 
@@ -570,6 +580,7 @@ CHECKS: tuple[Check, ...] = (
     _check("a worker that hands on nothing any more stops when it is left", _nothing_handed_on),
     _check("the results of one worker stay in order in each outbox", _order_in_each_outbox),
     _check("an exception arrives with stage, worker, item and cause", _named_error),
+    _check("a task may have several steps, and the one that fails is named", _steps),
     _check("any BaseException of a stage is an error", _any_exception),
     _check("a failure ends the stages before and behind it", _failure_releases_neighbours),
     _check("a function that cannot get there is a NotPicklable at the start", _unpicklable_function),

@@ -58,6 +58,8 @@ class FaultyBackend(Backend):
         self._faults = faults
         self.name = f"faulty {self._backend.name}"
         self.remote = self._backend.remote
+        self.fuses = self._backend.fuses
+        self.shares_memory = self._backend.shares_memory
 
     def prepare(self, task: Task) -> Any:
         return self._backend.prepare(task)

@@ -17,6 +17,8 @@ class Recorder(Backend):
         self._backend = backend
         self.name = f"recorded {backend.name}"
         self.remote = backend.remote
+        self.fuses = backend.fuses
+        self.shares_memory = backend.shares_memory
 
     def prepare(self, task: Task) -> Any:
         return self._backend.prepare(task)
