@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from pipekit._errors import OptionError, PipelineError, SignatureError, short_repr
 from pipekit._pickling import decorated_name, import_decorated
+from pipekit._public import public
 from pipekit._task import Kind
 from pipekit.backends._base import Backend
 from pipekit.backends._registry import check_backend_name
@@ -22,6 +23,7 @@ from pipekit.backends._registry import check_backend_name
 SOURCE_NAME = "source"
 
 
+@public
 @dataclass(frozen=True, slots=True)
 class Options:
     """What `setup()` and the decorators accept; checked when made.

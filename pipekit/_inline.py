@@ -17,12 +17,14 @@ from pipekit._layout import Layout, Place, add_place, lay_out
 from pipekit._outlet import Outlet
 from pipekit._pipeline import Joinable, NoInput, Pipeline
 from pipekit._plan import make_task, over_edges
+from pipekit._public import public
 from pipekit._stage import Stage
 from pipekit._worker import call_function, check_nothing_hidden, close_generator, describe
 
 T = TypeVar("T")
 
 
+@public
 def run_inline(pipeline: Pipeline[NoInput, T] | Stage[NoInput, T]) -> Generator[T, None, None]:
     """Run a pipeline in this thread, an item at a time, each stage once: to debug it, or to compare.
 

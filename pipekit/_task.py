@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipekit._outlet import Outlet
+if TYPE_CHECKING:
+    from pipekit._outlet import Outlet
 
 
 class Kind(Enum):

@@ -37,6 +37,7 @@ from pipekit._errors import (
 )
 from pipekit._frame import Frame, Pickled, to_part
 from pipekit._pickling import encode_by_value
+from pipekit._public import public
 from pipekit._stats import Doing, WorkerState
 from pipekit._task import Task
 from pipekit._worker import Outcome, describe
@@ -60,6 +61,7 @@ EXIT_SECONDS = 1.0
 FORK_SERVER_LOST = 255
 
 
+@public
 @dataclass(frozen=True, slots=True)
 class ProcessBackend(Backend):
     """Run each worker in a process of its own. Items are pickled.
