@@ -220,6 +220,24 @@ def source_node(source: Iterable[Any]) -> Node:
     return Node(SOURCE_NAME, Kind.ITERATOR, read, options=Options(backend="thread"), is_source=True)
 
 
+def nodes(part: Part) -> Iterator[Node]:
+    """All stages of a part."""
+    if isinstance(part, Node):
+        yield part
+        return
+    for inner in _inner(part):
+        yield from nodes(inner)
+
+
+def _inner(part: Series | Tee | Route | Merge) -> tuple[Part, ...]:
+    if isinstance(part, Tee):
+        return part.branches
+    if isinstance(part, Route):
+        default = () if part.default is None or part.default is DROP else (part.default,)
+        return (*part.branches.values(), *default)
+    return part.parts
+
+
 def check_open(part: Part) -> None:
     """Raise SignatureError unless the part can take items from what stands left of it."""
     if isinstance(part, Series):

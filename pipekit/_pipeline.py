@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, final
 from typing_extensions import ParamSpec, TypeVar
 
 from pipekit._errors import SignatureError, short_repr
-from pipekit._graph import Part, Series, check_open, source_node, written
+from pipekit._graph import Part, Series, check_closed, check_open, nodes, source_node, written
 from pipekit._public import public
+from pipekit.backends._registry import warm_up
 
 if TYPE_CHECKING:
     from pipekit._picture import Picture
@@ -170,6 +171,10 @@ def is_iterable(source: object) -> bool:
 
 def start(pipeline: Joinable[Any, Any, Any], stall_timeout: float | None) -> Results[Any]:
     """Compile and start."""
+    part = pipeline._part()
+    check_closed(part)
+    for backend in {node.options.backend for node in nodes(part)}:
+        warm_up(backend)
     # What runs a pipeline takes longer to import than what declares one: not before it is needed, and all of it here,
     # before a worker starts.
     from pipekit._plan import compile_plan
@@ -178,7 +183,7 @@ def start(pipeline: Joinable[Any, Any, Any], stall_timeout: float | None) -> Res
     from pipekit._watch import check_stall_timeout
 
     check_stall_timeout(stall_timeout)
-    run = Run(compile_plan(pipeline._part()))
+    run = Run(compile_plan(part))
     run.start()
     return Results._of(run, stall_timeout)
 

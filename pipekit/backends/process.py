@@ -15,7 +15,6 @@ import pickle
 import selectors
 import signal
 import socket
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from multiprocessing import connection
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from pipekit import _worker
 from pipekit._edge import Signal
@@ -44,11 +43,19 @@ from pipekit._worker import Outcome, describe
 from pipekit.backends import _child
 from pipekit.backends._base import Answer, Backend, Executor, Inbox, Outbox, Report, Worker
 from pipekit.backends._hub import Hub
-from pipekit.backends._launch import close_in_forks, exit_sentinel, flush_what_was_printed, start_process
+from pipekit.backends._launch import (
+    FORK_SERVER_LOST,
+    StartMethod,
+    close_in_forks,
+    default_start_method,
+    exit_sentinel,
+    flush_what_was_printed,
+    start_fork_server,
+    start_process,
+    wait_until_made,
+)
 from pipekit.backends._logs import LogReceiver, log_levels
 from pipekit.backends._wire import PROGRESS, Message, MessageReader, Say, unpack_failure
-
-StartMethod: TypeAlias = Literal["forkserver", "spawn", "fork"]
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 #: Buffers that one system call sends (POSIX allows at least 16).
@@ -57,8 +64,6 @@ MAX_BUFFERS = 16
 ITEMS_SHOWN = 3
 #: Seconds that a process which is about to end gets for it.
 EXIT_SECONDS = 1.0
-#: The exit status that multiprocessing gives when it cannot learn it.
-FORK_SERVER_LOST = 255
 
 
 @public
@@ -96,8 +101,12 @@ class ProcessBackend(Backend):
     def executor(self) -> Executor:
         return _ProcessExecutor(self._method())
 
+    def warm_up(self) -> None:
+        if self._method() == "forkserver":
+            start_fork_server()
+
     def _method(self) -> StartMethod:
-        return self.start_method or ("forkserver" if sys.platform == "linux" else "spawn")
+        return self.start_method or default_start_method()
 
 
 def _culprit(task: Task, error: Exception) -> str:
@@ -118,6 +127,8 @@ def _culprit(task: Task, error: Exception) -> str:
 class _ProcessExecutor(Executor):
     def __init__(self, method: StartMethod) -> None:
         self._context = multiprocessing.get_context(method)
+        if method == "fork":
+            import logging.handlers  # noqa: F401  # once, or each worker would
         self._hub = Hub(self._on_error)
         self._logs = LogReceiver()
         self._workers: list[_ProcessWorker] = []
@@ -184,7 +195,6 @@ class _ProcessWorker(Worker):
         ours.setblocking(False)
         self._process = process
         self._sentinel = exit_sentinel(process)
-        self._pid = process.pid
         self._socket = ours
         self._hub = hub
         self._logs = logs
@@ -241,7 +251,8 @@ class _ProcessWorker(Worker):
     # -- bytes
 
     def watch(self) -> None:
-        """Begin to listen; called before the hub's thread starts."""
+        """Begin to listen; called before the hub's thread starts. Raises OSError if it could not be made."""
+        wait_until_made(self._process)
         self._hub.watch(self._sentinel, READ, self._on_exit)
         self._watch_socket()
 
@@ -423,7 +434,7 @@ class _ProcessWorker(Worker):
             message=f'The worker "{self._name}" died: {status}. {self._in_hand(items)}',
             traceback=crash,
             item=", ".join(items) or None,
-            pid=self._pid,
+            pid=self._process.pid,
             exception=None,
         )
 
