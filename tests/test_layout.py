@@ -205,6 +205,13 @@ def test_a_run_imports_no_backend_that_it_does_not_use() -> None:
     assert not {name.partition(".")[0] for name in loaded} & NEVER_WITHOUT_NEED
 
 
+def test_functions_of_modules_need_no_cloudpickle_at_the_start() -> None:
+    program = "from pipekit import map_stage\nimport textwrap\n(['text'] | map_stage(textwrap.dedent)).execute()"
+    loaded = modules_loaded_by(program)
+    assert "multiprocessing" in loaded
+    assert "cloudpickle" not in loaded
+
+
 def test_runtime_dependencies() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = [requirement.partition(">=")[0] for requirement in project["dependencies"]]

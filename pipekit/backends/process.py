@@ -35,7 +35,7 @@ from pipekit._errors import (
     short_repr,
 )
 from pipekit._frame import Frame, Pickled, to_part
-from pipekit._pickling import encode_by_value
+from pipekit._pickling import encode_by_value, encode_task
 from pipekit._public import public
 from pipekit._stats import Doing, WorkerState
 from pipekit._task import Task
@@ -94,7 +94,7 @@ class ProcessBackend(Backend):
         if method not in multiprocessing.get_all_start_methods():
             raise BackendUnavailable(f"this system cannot start processes by {method!r}: use 'spawn'")
         try:
-            return task.stage, encode_by_value(task)
+            return task.stage, encode_task(task)
         except Exception as error:
             raise NotPicklable(f"stage {task.stage!r} cannot be sent to a process: {_culprit(task, error)}") from error
 
