@@ -94,6 +94,16 @@ class Released(Cancelled):
     """What pipekit itself raises as `Cancelled`; a `Cancelled` that stage code makes up is a failure like any other."""
 
 
+class Misdirected(Exception):
+    """For a result, no way could be found; the reason is its `__cause__`."""
+
+    def __init__(self, what: str, result: object, error: BaseException) -> None:
+        super().__init__(what)
+        self.what = what
+        self.result = result
+        self.error = error
+
+
 @public
 class RemoteTraceback(Exception):  # the name that concurrent.futures gave this idea
     """The traceback of an exception that was raised in another process, as text."""

@@ -7,13 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from time import perf_counter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipekit._activity import Activity
 from pipekit._errors import Released
 from pipekit._frame import Pace, part_of
-from pipekit._outlet import Outlet
 from pipekit._stats import Doing
+
+if TYPE_CHECKING:
+    from pipekit._outlet import Outlet
 
 #: Seconds of its own work that a worker collects in a frame before it hands it on.
 WRITER_SECONDS = 0.001
