@@ -23,6 +23,7 @@ from pipekit._graph import (
     written,
 )
 from pipekit._pipeline import In, Joinable, NoInput, Out, Pipeline, is_iterable
+from pipekit._public import public
 from pipekit._stage import Stage
 
 A = TypeVar("A")
@@ -105,6 +106,7 @@ def tee(
 ) -> Stage[A, B | C | D | E | F]: ...
 @overload
 def tee(*branches: Branch[A, B]) -> Stage[A, B]: ...
+@public
 def tee(*branches: Branch[Any, Any]) -> Stage[Any, Any]:
     """Give each item to every branch; what the branches give flows on together.
 
@@ -126,6 +128,7 @@ def tee(*branches: Branch[Any, Any]) -> Stage[Any, Any]:
     return _Branches(Tee(f"tee({_shortened(', '.join(map(written, parts)))})", parts))
 
 
+@public
 def route(
     choose: Callable[[A], object],
     branches: Mapping[Any, Branch[A, B]] | None = None,
@@ -185,6 +188,7 @@ def merge(
 ) -> Pipeline[NoInput, B | C | D | E | F]: ...
 @overload
 def merge(*pipelines: Mergeable[B]) -> Pipeline[NoInput, B]: ...
+@public
 def merge(*pipelines: Mergeable[Any]) -> Pipeline[NoInput, Any]:
     """Run several pipelines side by side and let their results flow on together, as they are ready.
 

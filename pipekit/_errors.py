@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pipekit._public import public
+
 if TYPE_CHECKING:
     from pipekit._stats import WorkerState
 
@@ -28,34 +30,42 @@ if TYPE_CHECKING:
 REPR_LENGTH = 200
 
 
+@public
 class PipekitError(Exception):
     """Base of all errors that pipekit raises to its caller."""
 
 
+@public
 class PipelineError(PipekitError):
     """The pipeline is declared wrongly; raised before anything is started."""
 
 
+@public
 class OptionError(PipelineError, ValueError):
     """An option has a value that cannot work."""
 
 
+@public
 class SignatureError(PipelineError, TypeError):
     """A function cannot be called in the place that it was given in a pipeline."""
 
 
+@public
 class NotPicklable(PipelineError):
     """A stage's function or argument cannot be sent to a worker process."""
 
 
+@public
 class BackendUnavailable(PipekitError):
     """The backend that a stage asks for cannot run on this machine or interpreter."""
 
 
+@public
 class StartError(PipekitError):
     """A worker could not be started; those already started were stopped."""
 
 
+@public
 class Stalled(PipekitError):
     """Nothing moved for `stall_timeout` seconds although the results were waited for; the run is stopped.
 
@@ -71,6 +81,7 @@ class Stalled(PipekitError):
         return type(self), (str(self), self.workers)
 
 
+@public
 class Cancelled(BaseException):  # not an error, like asyncio.CancelledError
     """Raised in a stage's function, where it reads its input, when its work is not wanted any more.
 
@@ -83,6 +94,17 @@ class Released(Cancelled):
     """What pipekit itself raises as `Cancelled`; a `Cancelled` that stage code makes up is a failure like any other."""
 
 
+class Misdirected(Exception):
+    """For a result, no way could be found; the reason is its `__cause__`."""
+
+    def __init__(self, what: str, result: object, error: BaseException) -> None:
+        super().__init__(what)
+        self.what = what
+        self.result = result
+        self.error = error
+
+
+@public
 class RemoteTraceback(Exception):  # the name that concurrent.futures gave this idea
     """The traceback of an exception that was raised in another process, as text."""
 
@@ -90,6 +112,7 @@ class RemoteTraceback(Exception):  # the name that concurrent.futures gave this 
         return f'\n"""\n{self.args[0]}"""'
 
 
+@public
 @dataclass(frozen=True, slots=True)
 class Failure:
     """What went wrong in a worker; a record that any worker can send.
@@ -129,6 +152,7 @@ class Failure:
         return error
 
 
+@public
 class TaskException(PipekitError):  # the seed library's name
     """A stage raised; the original exception is the `__cause__`.
 
@@ -175,6 +199,7 @@ class TaskException(PipekitError):  # the seed library's name
         return type(self), (self.failure.without_exception(), self.others)
 
 
+@public
 class ItemNotPicklable(TaskException):
     """An item or result cannot be pickled, or not unpickled on the other side."""
 
@@ -184,6 +209,7 @@ class ItemNotPicklable(TaskException):
     )
 
 
+@public
 class WorkerDied(TaskException):
     """A worker process ended before it had reported its end: killed, crashed, or left by `os._exit`.
 

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from pipekit._errors import OptionError, PipelineError, SignatureError, short_repr
 from pipekit._pickling import decorated_name, import_decorated
+from pipekit._public import public
 from pipekit._task import Kind
 from pipekit.backends._base import Backend
 from pipekit.backends._registry import check_backend_name
@@ -22,6 +23,7 @@ from pipekit.backends._registry import check_backend_name
 SOURCE_NAME = "source"
 
 
+@public
 @dataclass(frozen=True, slots=True)
 class Options:
     """What `setup()` and the decorators accept; checked when made.
@@ -220,6 +222,24 @@ def source_node(source: Iterable[Any]) -> Node:
     """The node that reads an iterable, in a thread of the caller's process."""
     read: Callable[[], Iterator[Any]] = OneShot(source) if isinstance(source, Iterator) else partial(iter, source)
     return Node(SOURCE_NAME, Kind.ITERATOR, read, options=Options(backend="thread"), is_source=True)
+
+
+def nodes(part: Part) -> Iterator[Node]:
+    """All stages of a part."""
+    if isinstance(part, Node):
+        yield part
+        return
+    for inner in _inner(part):
+        yield from nodes(inner)
+
+
+def _inner(part: Series | Tee | Route | Merge) -> tuple[Part, ...]:
+    if isinstance(part, Tee):
+        return part.branches
+    if isinstance(part, Route):
+        default = () if part.default is None or part.default is DROP else (part.default,)
+        return (*part.branches.values(), *default)
+    return part.parts
 
 
 def check_open(part: Part) -> None:

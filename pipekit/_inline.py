@@ -17,6 +17,7 @@ from pipekit._layout import Layout, Place, add_place, lay_out
 from pipekit._outlet import Outlet
 from pipekit._pipeline import Joinable, NoInput, Pipeline
 from pipekit._plan import make_step, over_edges
+from pipekit._public import public
 from pipekit._stage import Stage
 from pipekit._steps import call_function, check_nothing_hidden
 from pipekit._worker import close_generator, describe
@@ -24,6 +25,7 @@ from pipekit._worker import close_generator, describe
 T = TypeVar("T")
 
 
+@public
 def run_inline(pipeline: Pipeline[NoInput, T] | Stage[NoInput, T]) -> Generator[T, None, None]:
     """Run a pipeline in this thread, an item at a time, each stage once: to debug it, or to compare.
 

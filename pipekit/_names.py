@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 
 from pipekit._activity import names_of_this_thread
+from pipekit._public import public
 
 
+@public
 class WorkerNames(logging.Filter):
     """A filter for handlers that puts `stage` and `worker` on each record, so that their format can use them.
 

@@ -13,20 +13,10 @@ from numbers import Number
 from typing import Any, TypeAlias
 from zlib import crc32
 
-from pipekit._errors import short_repr
+from pipekit._errors import Misdirected, short_repr
 
 #: Keys that the message of a missing one shows.
 KEYS_SHOWN = 10
-
-
-class Misdirected(Exception):
-    """For a result, no way could be found; the reason is its `__cause__`."""
-
-    def __init__(self, what: str, result: object, error: BaseException) -> None:
-        super().__init__(what)
-        self.what = what
-        self.result = result
-        self.error = error
 
 
 @dataclass(frozen=True, slots=True)

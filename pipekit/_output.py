@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import filterfalse, islice
 from time import perf_counter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipekit._activity import Activity
 from pipekit._errors import Released
 from pipekit._frame import UNCHANGING, Pace, part_of
-from pipekit._outlet import Outlet
 from pipekit._stats import Doing
+
+if TYPE_CHECKING:
+    from pipekit._outlet import Outlet
 
 #: Seconds of its own work that a worker collects in a frame before it hands it on.
 WRITER_SECONDS = 0.002

@@ -75,6 +75,32 @@ def encode_by_value(value: object, buffer_callback: Callable[[pickle.PickleBuffe
     return file.getvalue()
 
 
+def encode_task(task: object) -> bytes:
+    """As `encode_by_value`; without cloudpickle, which takes long to import, where nothing needs it."""
+    if "cloudpickle" in sys.modules:  # then it costs nothing, and may have been told to pickle a module by value
+        return encode_by_value(task)
+    buffer = io.BytesIO()
+    try:
+        _ByNamePickler(buffer, PROTOCOL).dump(task)
+    except Exception:
+        return encode_by_value(task)
+    data = buffer.getvalue()
+    return encode_by_value(task) if _MAIN in data else data
+
+
+class _ByNamePickler(pickle.Pickler):
+    """Plain pickle that knows decorated functions, and gives up at the first object of `__main__`: not at the end,
+    since arguments may be large."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        named = decorated_name(obj) if isinstance(obj, FunctionType) else None
+        if named is not None:
+            return import_decorated, named
+        if getattr(obj, "__module__", None) == _MAIN.decode():
+            raise pickle.PicklingError("it is of __main__")
+        return NotImplemented
+
+
 def decode(data: bytes | bytearray | memoryview, buffers: Iterable[Any] = ()) -> Any:
     """The object that was encoded; buffers: what was left out, in its order."""
     return pickle.loads(data, buffers=buffers)

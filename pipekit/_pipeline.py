@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, final
 from typing_extensions import ParamSpec, TypeVar
 
 from pipekit._errors import SignatureError, short_repr
-from pipekit._graph import Part, Series, check_open, source_node, written
-from pipekit._plan import Plan, compile_plan
-from pipekit._results import Results
-from pipekit._run import Run
-from pipekit._watch import check_stall_timeout
+from pipekit._graph import Part, Series, check_closed, check_open, nodes, source_node, written
+from pipekit._public import public
+from pipekit.backends._registry import warm_up
 
 if TYPE_CHECKING:
     from pipekit._picture import Picture
+    from pipekit._plan import Plan
+    from pipekit._results import Results
     from pipekit._stage import Stage
 
 # A pipeline reads `In` and gives `Out`. The variance is declared: inference would make a class with `__or__` invariant.
@@ -28,6 +28,7 @@ B = TypeVar("B")
 C = TypeVar("C")
 
 
+@public
 @final
 class NoInput:
     """The `In` of a pipeline that has its source: nothing can be fed to it, and it can be run."""
@@ -66,6 +67,7 @@ class Joinable(Generic[In, Out, P]):
         return self.to_svg()
 
 
+@public
 class Pipeline(Joinable[In, Out, []], Generic[In, Out]):
     """Stages joined by `|`.
 
@@ -117,6 +119,8 @@ class Pipeline(Joinable[In, Out, []], Generic[In, Out]):
 
         Raises what `results()` raises before it starts a worker.
         """
+        from pipekit._plan import compile_plan  # as in `start`
+
         return compile_plan(self._graph)
 
     def explain(self: Pipeline[NoInput, B]) -> str:
@@ -125,7 +129,7 @@ class Pipeline(Joinable[In, Out, []], Generic[In, Out]):
 
         Raises what `plan()` raises.
         """
-        return compile_plan(self._graph).explain()
+        return self.plan().explain()
 
     def __repr__(self) -> str:
         return f"<Pipeline {written(self._graph)}>"
@@ -168,8 +172,19 @@ def is_iterable(source: object) -> bool:
 
 def start(pipeline: Joinable[Any, Any, Any], stall_timeout: float | None) -> Results[Any]:
     """Compile and start."""
+    part = pipeline._part()
+    check_closed(part)
+    for backend in {node.options.backend for node in nodes(part)}:
+        warm_up(backend)
+    # What runs a pipeline takes longer to import than what declares one: not before it is needed, and all of it here,
+    # before a worker starts.
+    from pipekit._plan import compile_plan
+    from pipekit._results import Results
+    from pipekit._run import Run
+    from pipekit._watch import check_stall_timeout
+
     check_stall_timeout(stall_timeout)
-    run = Run(compile_plan(pipeline._part()))
+    run = Run(compile_plan(part))
     run.start()
     return Results._of(run, stall_timeout)
 

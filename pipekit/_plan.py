@@ -15,6 +15,7 @@ from pipekit._graph import Node, OneShot, Options, Part, check_closed
 from pipekit._layout import Layout, Place, lay_out
 from pipekit._outlet import Outlet, To, ToAll, ToChosen, key_text, to_all, to_keyed
 from pipekit._pickling import decode, encode_by_value
+from pipekit._public import public
 from pipekit._task import Step, Task
 from pipekit.backends._base import Backend
 from pipekit.backends._registry import resolve_backend
@@ -88,6 +89,7 @@ class PlannedEdge:
     readers: int
 
 
+@public
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a run needs to know. Groups in the order of the data; the last edge is the consumer's."""

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Never, Self, TypeVar
 
 from pipekit._errors import PipekitError
+from pipekit._public import public
 from pipekit._run import PATIENCE, Run
 from pipekit._stats import RunStats
 
@@ -79,6 +80,7 @@ class _TwoReaders:
         )
 
 
+@public
 class Results(_Chain[T]):
     """The results of a run: an iterator that is also a context manager.
 

@@ -11,6 +11,7 @@ from typing_extensions import ParamSpec, TypedDict, Unpack
 
 from pipekit._graph import Node, Options, Part, check_callable, stage_name
 from pipekit._pipeline import A, B, C, In, Joinable, NoInput, Out, P, Pipeline, feed, join, last, start
+from pipekit._public import public
 from pipekit._task import Kind
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class GivenOptions(TypedDict, Generic[A], total=False):
     fuse: bool | None
 
 
+@public
 class Stage(Joinable[In, Out, P], Generic[In, Out, P]):
     """A function of an iterator, with its extra arguments and the way in which it is to be run.
 
@@ -176,6 +178,7 @@ def stage(function: Callable[Concatenate[Iterable[A], Q], None], /) -> Stage[A, 
 def stage(function: Callable[Q, Iterable[B]], /) -> Stage[NoInput, B, Q]: ...
 @overload
 def stage(**options: Unpack[GivenOptions[Any]]) -> StageDecorator: ...
+@public
 def stage(function: Callable[..., Any] | None = None, /, **options: Unpack[GivenOptions[Any]]) -> Any:
     """Make a stage of a function that takes an iterator of items and gives an iterable of results.
 
@@ -196,6 +199,7 @@ def stage(function: Callable[..., Any] | None = None, /, **options: Unpack[Given
 def map_stage(function: Callable[Concatenate[A, Q], B], /) -> Stage[A, B, Q]: ...
 @overload
 def map_stage(*, filter_errors: bool = False, **options: Unpack[GivenOptions[Any]]) -> MapStageDecorator: ...
+@public
 def map_stage(
     function: Callable[..., Any] | None = None, /, *, filter_errors: bool = False, **options: Unpack[GivenOptions[Any]]
 ) -> Any:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from pipekit._public import public
 
+
+@public
 @dataclass(frozen=True, slots=True)
 class StageStats:
     """One stage of a run.
@@ -26,6 +29,7 @@ class StageStats:
     waiting: int
 
 
+@public
 @dataclass(frozen=True, slots=True)
 class RunStats:
     """A run, in the order of its stages.
@@ -38,6 +42,7 @@ class RunStats:
     stages: tuple[StageStats, ...]
 
 
+@public
 class Doing(Enum):
     """What a worker can be busy with."""
 
@@ -49,6 +54,7 @@ class Doing(Enum):
     UNKNOWN = "not answering"
 
 
+@public
 @dataclass(frozen=True, slots=True)
 class WorkerState:
     """What a worker is doing.

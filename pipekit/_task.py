@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pipekit._outlet import Outlet
+if TYPE_CHECKING:
+    from pipekit._outlet import Outlet
 
 #: For each stage that a worker runs: the stage, and what the worker is called in it.
 Names: TypeAlias = "tuple[tuple[str, str], ...]"

@@ -22,10 +22,9 @@ from typing import cast
 
 from pipekit import _output, _steps
 from pipekit._activity import Activity, this_thread_is
-from pipekit._errors import REPR_LENGTH, Failure, ItemNotPicklable, Released, TaskException, short_repr
+from pipekit._errors import REPR_LENGTH, Failure, ItemNotPicklable, Misdirected, Released, TaskException, short_repr
 from pipekit._frame import CannotTravel
 from pipekit._input import Input, Reader
-from pipekit._outlet import Misdirected
 from pipekit._output import Flusher, ManyOutputs, OneOutput, Output, Writer
 from pipekit._stats import Doing, WorkerState
 from pipekit._steps import Steps

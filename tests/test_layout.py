@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import pickle
 import subprocess
 import sys
 import tomllib
@@ -21,6 +22,7 @@ PACKAGE = ROOT / "pipekit"
 
 #: A module imports only modules above it: contracts before what keeps them, declaring before compiling before running.
 ORDER = [
+    "pipekit._public",
     "pipekit._errors",
     "pipekit._outlet",
     "pipekit._pickling",
@@ -129,17 +131,39 @@ def test_the_core_imports_no_concrete_backend(module: str) -> None:
 def test_public_names_are_documented_and_say_where_they_are(name: str) -> None:
     value = getattr(pipekit, name)
     assert value.__doc__
-    assert value.__module__ == pipekit._LATER.get(name, "pipekit")
+    assert value.__module__ == "pipekit"
 
 
 def test_all_is_complete() -> None:
     modules = {name.rpartition(".")[2] for name in FILES}
     public = {name for name in vars(pipekit) if not name.startswith("_")} - modules
-    assert public - {"annotations", "import_module", "TYPE_CHECKING", "Any"} <= set(pipekit.__all__)
+    assert public - {"annotations", "TYPE_CHECKING"} <= set(pipekit.__all__)
 
 
 def test_backends_names_exist() -> None:
     assert all(getattr(pipekit.backends, name).__doc__ for name in pipekit.backends.__all__)
+
+
+@pytest.mark.parametrize("package", ["pipekit", "pipekit.backends"])
+def test_names_that_are_loaded_later_are_those_that_type_checkers_see(package: str) -> None:
+    (seen,) = [node for node in ast.parse(FILES[package].read_text(encoding="utf-8")).body if isinstance(node, ast.If)]
+    imports = [node for node in seen.body if isinstance(node, ast.ImportFrom)]
+    module = sys.modules[package]
+    assert {node.names[0].asname: node.module for node in imports} == module._LATER
+    assert sorted(module.__all__) == sorted(module._LATER)
+    assert set(module.__all__) <= set(dir(module))
+
+
+def test_a_star_import_gives_all_names() -> None:
+    names: dict[str, object] = {}
+    exec("from pipekit import *", names)
+    assert set(pipekit.__all__) <= set(names)
+
+
+@pytest.mark.parametrize("name", pipekit.__all__)
+def test_public_names_pickle_by_name(name: str) -> None:
+    value = getattr(pipekit, name)
+    assert pickle.loads(pickle.dumps(value)) is value
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -147,11 +171,47 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         pipekit.RayBackend  # noqa: B018
 
 
-def test_import_is_cheap() -> None:
-    program = "import sys; before = set(sys.modules); import pipekit; print(*(set(sys.modules) - before))"
+def modules_loaded_by(program: str) -> set[str]:
+    program = f"import sys; before = set(sys.modules)\n{program}\nprint(*(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
-    loaded = {name.partition(".")[0] for name in done.stdout.split()}
-    assert not loaded & {"multiprocessing", "cloudpickle", "numpy", "asyncio"}
+    return set(done.stdout.split())
+
+
+def test_importing_pipekit_imports_nothing_else() -> None:
+    loaded = modules_loaded_by("import pipekit")
+    assert "pipekit" in loaded
+    assert not loaded & {*FILES, "typing", "dataclasses", "inspect"} - {"pipekit"}
+
+
+#: What a program imports that declares a pipeline.
+DECLARING = {
+    *("pipekit", "pipekit._public", "pipekit._errors", "pipekit._pickling", "pipekit._task", "pipekit._graph"),
+    *("pipekit._pipeline", "pipekit._stage", "pipekit._branches"),
+    *CONTRACT,
+}
+NEVER_WITHOUT_NEED = {"multiprocessing", "cloudpickle", "numpy", "asyncio", "logging"}
+
+
+def test_declaring_a_pipeline_imports_nothing_that_runs_it() -> None:
+    declared = (
+        "import pipekit as p\np.merge([1] | p.map_stage(abs)) | p.tee(p.stage(workers=2)(list), p.map_stage(abs))"
+    )
+    loaded = modules_loaded_by(declared)
+    assert loaded & set(FILES) == DECLARING
+    assert not {name.partition(".")[0] for name in loaded} & NEVER_WITHOUT_NEED
+
+
+def test_a_run_imports_no_backend_that_it_does_not_use() -> None:
+    loaded = modules_loaded_by("import pipekit as p\n([1] | p.map_stage(backend='thread')(abs)).execute()")
+    assert {name for name in loaded & set(FILES) - CONTRACT if "backends" in name} == {"pipekit.backends.thread"}
+    assert not {name.partition(".")[0] for name in loaded} & NEVER_WITHOUT_NEED
+
+
+def test_functions_of_modules_need_no_cloudpickle_at_the_start() -> None:
+    program = "from pipekit import map_stage\nimport textwrap\n(['text'] | map_stage(textwrap.dedent)).execute()"
+    loaded = modules_loaded_by(program)
+    assert "multiprocessing" in loaded
+    assert "cloudpickle" not in loaded
 
 
 def test_runtime_dependencies() -> None:

@@ -19,7 +19,8 @@ from uuid import UUID
 
 import pytest
 
-from pipekit._outlet import Misdirected, Outlet, To, ToAll, ToChosen, key_hash, to_all, to_keyed
+from pipekit._errors import Misdirected
+from pipekit._outlet import Outlet, To, ToAll, ToChosen, key_hash, to_all, to_keyed
 
 
 def parity(number: int) -> str:

@@ -133,3 +133,7 @@ class Backend(ABC):
     @abstractmethod
     def executor(self) -> Executor:
         """A new executor for one run."""
+
+    def warm_up(self) -> None:  # noqa: B027  # most have nothing to do
+        """A run that uses this backend is about to be compiled: begin what takes long, is no worker, and can be shared
+        by all runs, such as a server. Waits for nothing, and raises nothing: `open` reports what hinders it."""

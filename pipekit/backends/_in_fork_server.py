@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import errno
+import gc
 import logging.handlers  # noqa: F401  # each worker needs it
 import os
 import signal
@@ -22,7 +23,9 @@ from multiprocessing import current_process, forkserver, util
 from time import monotonic, sleep
 from typing import Any
 
-from pipekit.backends import _child
+gc.disable()  # until the first fork: collections take a third of the time that the imports do
+
+from pipekit.backends import _child  # noqa: E402
 
 #: Seconds that workers get, longer than `_child.ORPHAN_GRACE`.
 LINGER = 1.5
@@ -54,6 +57,9 @@ def _fork_or_refuse() -> int:
     Undocumented, therefore tested on every Python version: the descriptors of the request are local variables of the
     server's main loop, and ECONNABORTED is the error after which it goes on.
     """
+    if not gc.isenabled():  # the first one: all that is imported is here to stay, and need not be looked at in workers
+        gc.freeze()
+        gc.enable()
     try:
         pid = _fork()
     except OSError as error:

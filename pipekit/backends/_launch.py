@@ -13,21 +13,25 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import context as multiprocessing_context
+from multiprocessing import get_context, resource_tracker, spawn, util
 from multiprocessing import process as multiprocessing_process
-from multiprocessing import resource_tracker, spawn, util
 from time import sleep
-from typing import Any
+from typing import Any, Literal, TypeAlias
 from weakref import WeakSet
 
 if sys.platform != "win32":
     # Here and not by the first start: in the middle of an import Python may lose a Ctrl-C.
     from multiprocessing import forkserver, popen_fork, popen_forkserver, popen_spawn_posix  # noqa: F401
 
+StartMethod: TypeAlias = Literal["forkserver", "spawn", "fork"]
+
 #: How often, and after how many seconds, a start that the fork server refused is tried again.
 RETRIES = 20
 RETRY_SECONDS = 0.05
 #: Descriptors that multiprocessing has open at once at most, while it starts a process, and the fork server before it.
 DESCRIPTORS = 16
+#: The exit status that multiprocessing gives when it cannot learn it.
+FORK_SERVER_LOST = 255
 #: Seconds that a process which was killed gets to end.
 END_SECONDS = 1.0
 #: Seconds that a flush of stdout and stderr may take.
@@ -37,11 +41,34 @@ _starting = threading.Lock()
 _parent_ends: WeakSet[socket.socket] = WeakSet()
 
 
+def default_start_method() -> StartMethod:
+    """The one that is used unless another is asked for."""
+    return "forkserver" if sys.platform == "linux" else "spawn"
+
+
+def start_default_server() -> None:
+    """Start what the default start method needs."""
+    if default_start_method() == "forkserver":
+        start_fork_server()
+
+
+def start_fork_server() -> None:
+    """Start the fork server if it does not run, and do not wait for it: it takes as long as all else before a run."""
+    if sys.platform == "win32" or forkserver._forkserver._forkserver_pid is not None:  # type: ignore[attr-defined]
+        return
+    with suppress(OSError), _starting, _without_interrupts(get_context("forkserver")):  # who needs it tries again
+        _check_descriptors()
+        forkserver.ensure_running()
+
+
 def start_process(context: Any, name: str, target: Callable[..., None], args: tuple[object, ...]) -> Any:
-    """Start a process of a multiprocessing context that calls `target(*args)`, and is the caller's to wait for."""
+    """Start a process of a multiprocessing context that calls `target(*args)`, and is the caller's to wait for.
+
+    It may not have been made yet: `wait_until_made` tells.
+    """
     process = context.Process(target=target, args=args, name=name)
     try:
-        with _starting, _without_main(), _without_flush(context), _without_interrupts(context):
+        with _starting, _without_main(), _without_flush(context), _without_wait(), _without_interrupts(context):
             _check_descriptors()
             _start(process)
             # multiprocessing polls its children whenever it starts another, in any thread; two that read the exit
@@ -52,6 +79,12 @@ def start_process(context: Any, name: str, target: Callable[..., None], args: tu
         _end(process)
         raise
     return process
+
+
+def wait_until_made(process: Any) -> None:
+    """Wait until the process is there; raises OSError if the fork server could not make it."""
+    if process.pid is None:
+        raise OSError(f'the fork server could not make a process for the worker "{process.name}"')
 
 
 def _end(process: Any) -> None:
@@ -69,8 +102,6 @@ def _start(process: Any) -> None:
             process.start()
         except ConnectionRefusedError:
             sleep(RETRY_SECONDS)
-        except EOFError as error:
-            raise OSError("the fork server could not make a process") from error
         else:
             return
     process.start()
@@ -153,13 +184,70 @@ def _without_main() -> Iterator[None]:
         spawn.get_preparation_data = original
 
 
+if sys.platform != "win32":
+
+    class _Asked(popen_forkserver.Popen):
+        """A process that the fork server was asked for. To wait until it is made before the next one is asked for
+        would take twice as long for four workers as to ask for all and wait then: who needs its pid waits.
+
+        Its pipe gives the pid, and at its end the exit status; nothing else may read there before.
+        """
+
+        _pid: int | None = None
+
+        def _launch(self, process: Any) -> None:
+            starter = threading.get_ident()
+            original = forkserver.read_signed
+            forkserver.read_signed = lambda fd: None if threading.get_ident() == starter else original(fd)
+            try:
+                super()._launch(process)  # type: ignore[misc]
+            finally:
+                forkserver.read_signed = original
+
+        @property  # type: ignore[override]
+        def pid(self) -> int | None:
+            """None if it could not be made."""
+            if self._pid is None and self.returncode is None:
+                with _interrupts_blocked():
+                    try:
+                        self._pid = forkserver.read_signed(self.sentinel)
+                    except (EOFError, OSError):
+                        self.returncode = FORK_SERVER_LOST
+            return self._pid
+
+        @pid.setter
+        def pid(self, pid: int | None) -> None:
+            self._pid = pid
+
+        def poll(self, flag: int = os.WNOHANG) -> int | None:
+            return self.returncode if self.pid is None else super().poll(flag)
+
+        def wait(self, timeout: float | None = None) -> int | None:
+            return self.returncode if self.pid is None else super().wait(timeout)
+
+
 @contextmanager
-def _without_interrupts(context: Any) -> Iterator[None]:
-    """Start processes with SIGINT blocked, so that no Ctrl-C finds one that does not ignore it yet."""
-    if not hasattr(signal, "pthread_sigmask") or not _starts_workers_blocked(context):
+def _without_wait() -> Iterator[None]:
+    """Have multiprocessing ask the fork server for processes without waiting for each (`_Asked`)."""
+    if sys.platform == "win32":
         yield
         return
-    resource_tracker.ensure_running()  # before: when it starts its process, it unblocks SIGINT in this thread
+    original = popen_forkserver.Popen
+    starter = threading.get_ident()
+
+    def ask(process: Any) -> Any:
+        return _Asked(process) if threading.get_ident() == starter else original(process)
+
+    popen_forkserver.Popen = ask  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        popen_forkserver.Popen = original  # type: ignore[misc]
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """No Ctrl-C between an answer and its being noted."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -167,18 +255,27 @@ def _without_interrupts(context: Any) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _starts_workers_blocked(context: Any) -> bool:
-    """Whether a blocked SIGINT is let in again in all processes that inherit it.
+@contextmanager
+def _without_interrupts(context: Any) -> Iterator[None]:
+    """Start processes with SIGINT blocked, so that no Ctrl-C finds one that does not ignore it yet."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    if context.get_start_method() == "forkserver":
+        _choose_preload(context)
+    resource_tracker.ensure_running()  # before: when it starts its process, it unblocks SIGINT in this thread
+    with _interrupts_blocked():
+        yield
 
-    A fork server passes it on to children that are not ours, so it must be one that has imported `_in_fork_server`. It
-    also imports what every worker needs. What the user has chosen to have it import is left alone.
+
+def _choose_preload(context: Any) -> None:
+    """Have a fork server import what every worker needs, before what the user has chosen (not `__main__`, its default).
+
+    It passes the blocked SIGINT on to children that are not ours, so it must be one that imports `_in_fork_server`.
     """
-    if context.get_start_method() != "forkserver":
-        return True
-    server: Any = forkserver._forkserver
-    if server._preload_modules == ["__main__"]:
-        context.set_forkserver_preload(_PRELOADED)
-    return bool(server._preload_modules == _PRELOADED)
+    chosen = forkserver._forkserver._preload_modules  # type: ignore[attr-defined]
+    others = [] if chosen == ["__main__"] else [module for module in chosen if module not in _PRELOADED]
+    context.set_forkserver_preload([*_PRELOADED, *others])
 
 
 def close_in_forks(end: socket.socket) -> None:

@@ -20,6 +20,7 @@ _BUILT_IN = {
     "thread": ("pipekit.backends.thread", "ThreadBackend"),
     "process": ("pipekit.backends.process", "ProcessBackend"),
 }
+_WARM_UPS = {"process": ("pipekit.backends._launch", "start_default_server")}
 
 
 def check_backend_name(name: str) -> None:
@@ -30,6 +31,15 @@ def check_backend_name(name: str) -> None:
     if name not in announced:
         known = ", ".join(repr(known) for known in sorted({*_BUILT_IN, *announced}))
         raise OptionError(f"there is no backend {name!r}: use one of {known}, or a Backend object")
+
+
+def warm_up(backend: str | Backend) -> None:
+    """`Backend.warm_up`; of a built-in one before its other modules are imported, which takes as long."""
+    if isinstance(backend, Backend):
+        backend.warm_up()
+    elif backend in _WARM_UPS:
+        module, function = _WARM_UPS[backend]
+        getattr(import_module(module), function)()
 
 
 def resolve_backend(backend: str | Backend) -> Backend:

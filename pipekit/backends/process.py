@@ -15,7 +15,6 @@ import pickle
 import selectors
 import signal
 import socket
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from multiprocessing import connection
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from pipekit import _worker
 from pipekit._arena import CAN_SHARE, forget_own_store
@@ -37,7 +36,8 @@ from pipekit._errors import (
     short_repr,
 )
 from pipekit._frame import Frame, Pickled, to_part
-from pipekit._pickling import PROTOCOL, encode_by_value
+from pipekit._pickling import PROTOCOL, encode_by_value, encode_task
+from pipekit._public import public
 from pipekit._stats import Doing, WorkerState
 from pipekit._task import Names, Step, Task, worker_names
 from pipekit._worker import Outcome, describe
@@ -45,7 +45,17 @@ from pipekit.backends import _child
 from pipekit.backends._base import Answer, Backend, Executor, Inbox, Outbox, Report, Worker
 from pipekit.backends._blocks import ParentsBlocks
 from pipekit.backends._hub import Hub
-from pipekit.backends._launch import close_in_forks, exit_sentinel, flush_what_was_printed, start_process
+from pipekit.backends._launch import (
+    FORK_SERVER_LOST,
+    StartMethod,
+    close_in_forks,
+    default_start_method,
+    exit_sentinel,
+    flush_what_was_printed,
+    start_fork_server,
+    start_process,
+    wait_until_made,
+)
 from pipekit.backends._logs import LogReceiver, log_levels
 from pipekit.backends._wire import (
     AHEAD,
@@ -60,8 +70,6 @@ from pipekit.backends._wire import (
     unpack_failure,
 )
 
-StartMethod: TypeAlias = Literal["forkserver", "spawn", "fork"]
-
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 #: Buffers that one system call sends (POSIX allows at least 16).
 MAX_BUFFERS = 16
@@ -69,10 +77,9 @@ MAX_BUFFERS = 16
 ITEMS_SHOWN = 3
 #: Seconds that a process which is about to end gets for it.
 EXIT_SECONDS = 1.0
-#: The exit status that multiprocessing gives when it cannot learn it.
-FORK_SERVER_LOST = 255
 
 
+@public
 @dataclass(frozen=True, slots=True)
 class ProcessBackend(Backend):
     """Run each worker in a process of its own. Items are pickled.
@@ -106,8 +113,12 @@ class ProcessBackend(Backend):
     def executor(self) -> Executor:
         return _ProcessExecutor(self._method())
 
+    def warm_up(self) -> None:
+        if self._method() == "forkserver":
+            start_fork_server()
+
     def _method(self) -> StartMethod:
-        return self.start_method or ("forkserver" if sys.platform == "linux" else "spawn")
+        return self.start_method or default_start_method()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +132,11 @@ def _pickled_task(task: Task) -> bytes:
     steps = []
     for step in task.steps:
         try:
-            steps.append(encode_by_value(step))
+            steps.append(encode_task(step))
         except Exception as error:
             raise NotPicklable(_UNSENDABLE.format(step.stage, _culprit(step, error), _ADVICE)) from error
     try:
-        rest = encode_by_value(replace(task, steps=()))
+        rest = encode_task(replace(task, steps=()))
     except Exception as error:
         culprit = f"what chooses where its results go, a `route` or `key`, cannot be pickled ({error})"
         raise NotPicklable(_UNSENDABLE.format(task.steps[-1].stage, culprit, _ADVICE)) from error
@@ -149,6 +160,8 @@ def _culprit(step: Step, error: Exception) -> str:
 class _ProcessExecutor(Executor):
     def __init__(self, method: StartMethod) -> None:
         self._context = multiprocessing.get_context(method)
+        if method == "fork":
+            import logging.handlers  # noqa: F401  # once, or each worker would
         self._hub = Hub(self._on_error)
         self._logs = LogReceiver()
         self._workers: list[_ProcessWorker] = []
@@ -218,7 +231,6 @@ class _ProcessWorker(Worker):
         ours.setblocking(False)
         self._process = process
         self._sentinel = exit_sentinel(process)
-        self._pid = process.pid
         self._socket = ours
         self._hub = hub
         self._logs = logs
@@ -280,7 +292,8 @@ class _ProcessWorker(Worker):
     # -- bytes
 
     def watch(self) -> None:
-        """Begin to listen; called before the hub's thread starts."""
+        """Begin to listen; called before the hub's thread starts. Raises OSError if it could not be made."""
+        wait_until_made(self._process)
         self._hub.watch(self._sentinel, READ, self._on_exit)
         self._watch_socket()
 
@@ -501,7 +514,7 @@ class _ProcessWorker(Worker):
             message=f'The worker "{worker}"{fused} died: {status}. {self._in_hand(items)}',
             traceback=crash,
             item=", ".join(items) or None,
-            pid=self._pid,
+            pid=self._process.pid,
             exception=None,
         )
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 from pipekit._channel import BlockingReader, BlockingWriter
 from pipekit._output import Flusher
+from pipekit._public import public
 from pipekit._task import Task
 from pipekit._worker import WorkerLoop
 from pipekit.backends._base import Answer, Backend, Executor, Inbox, Outbox, Report, Worker
 
 
+@public
 @dataclass(frozen=True, slots=True)
 class ThreadBackend(Backend):
     """Run each worker in a thread of this process. Items are passed on as they are, not copied."""
