@@ -23,7 +23,7 @@ from pickle import PickleBuffer
 from typing import Any
 
 #: Bytes of an arena. Memory is used only for what has been written, once: blocks low in the arena are used first.
-ARENA_SIZE = 256 << 20
+ARENA_SIZE = int(os.environ.get("PIPEKIT_SHARED_MEMORY", str(256 << 20)))
 #: Buffers of fewer bytes travel in the frame itself: a lease costs about as much as to copy so much through a socket.
 LEAST_SHARED = 1 << 16
 #: Blocks begin at a page.
@@ -66,11 +66,12 @@ class Arena:
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
+        self.size = os.fstat(descriptor).st_size
 
     @cached_property
     def memory(self) -> mmap.mmap:
         """Its bytes. Where two threads map it at once, they have the same."""
-        return mmap.mmap(self.descriptor, ARENA_SIZE)
+        return mmap.mmap(self.descriptor, self.size)
 
     def __del__(self) -> None:
         os.close(self.descriptor)
@@ -94,7 +95,7 @@ class Lease:
 
     def view(self) -> memoryview:
         """The block, writable, as memory that keeps the lease alive, and with it whatever is made over it."""
-        memory = _exporter().from_buffer(self.arena.memory)
+        memory = _exporter(self.arena.size).from_buffer(self.arena.memory)
         memory.lease = self
         return PickleBuffer(memory).raw()[self.offset : self.offset + self.size]
 
@@ -104,23 +105,24 @@ class Lease:
 
 
 @cache
-def _exporter() -> Any:
+def _exporter(size: int) -> Any:
     """A type whose objects lend out memory: views keep them alive, and with them their attributes.
 
     A memoryview cannot: others are made over it that keep only what it was made over. (Python 3.12 has `__buffer__`.)
     """
     from ctypes import c_ubyte  # only where big buffers come
 
-    return type("_Memory", (c_ubyte * ARENA_SIZE,), {})
+    return type("_Memory", (c_ubyte * size,), {})
 
 
 class Store:
     """The arena that this process writes to."""
 
-    def __init__(self) -> None:
-        self.arena = Arena(os.memfd_create("pipekit", os.MFD_CLOEXEC))
-        os.ftruncate(self.arena.descriptor, ARENA_SIZE)
-        self._space = Space(ARENA_SIZE)
+    def __init__(self, size: int = ARENA_SIZE) -> None:
+        descriptor = os.memfd_create("pipekit", os.MFD_CLOEXEC)
+        os.ftruncate(descriptor, size)
+        self.arena = Arena(descriptor)
+        self._space = Space(size)
         self._freed: deque[int] = deque()  # offsets; by destructors, which may interrupt whoever holds the lock
         self._lock = threading.Lock()
 
@@ -146,7 +148,7 @@ class Store:
             self._space.give(self._freed.popleft())
 
 
-CAN_SHARE = hasattr(os, "memfd_create")
+CAN_SHARE = hasattr(os, "memfd_create") and ARENA_SIZE >= LEAST_SHARED
 _own: Store | None = None
 
 

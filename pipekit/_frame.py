@@ -6,6 +6,7 @@ What a process worker sends goes on to the next process worker as it came.
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -187,6 +188,11 @@ def part_repr(part: Any, decode_part: Callable[[Any], object] | None) -> str:
         return "<an item that cannot be unpickled>"
 
 
+#: For pipekit's own tests: the size of all frames, as far as their limits allow; 0: what `Pace` finds. From the
+#: environment, so that worker processes have it, too.
+FORCED_SIZE = int(os.environ.get("PIPEKIT_TEST_FRAME_SIZE", "0"))
+
+
 class Pace:
     """How many items make about `seconds` of work, found by doubling and halving.
 
@@ -199,10 +205,12 @@ class Pace:
     def __init__(self, limit: int, seconds: float) -> None:
         self.limit = limit
         self.seconds = seconds
-        self.size = 1
+        self.size = min(FORCED_SIZE or 1, limit)
 
     def measured(self, count: int, seconds: float) -> None:
         """Take into account that `count` items took `seconds`."""
+        if FORCED_SIZE:
+            return
         if seconds >= self.seconds * count:
             self.size = 1
         elif seconds > 2 * self.seconds:

@@ -12,6 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+# So little that tests with big items meet an arena without room, too. Before pipekit and its fork server are there.
+os.environ["PIPEKIT_SHARED_MEMORY"] = str(4 << 20)
+
 import pipekit
 from pipekit import _fusion
 
@@ -66,7 +69,7 @@ def _files() -> set[str]:
             target = os.readlink(f"/proc/self/fd/{descriptor}")
         except OSError:  # the descriptor of the listing itself
             continue
-        if target.startswith(("socket:", "pipe:", "anon_inode:", "/dev/shm")):
+        if target.startswith(("socket:", "pipe:", "anon_inode:", "/dev/shm", "/memfd:")):
             files.add(f"descriptor {descriptor} {target}")
     return files
 
