@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from http.client import HTTPConnection
 from pathlib import Path
 from time import process_time, sleep
 from typing import Any, Literal, TypeAlias
@@ -90,6 +89,8 @@ _connections = threading.local()
 
 def fetch(item: int) -> int:
     """Ask the loopback server, on this thread's connection."""
+    from http.client import HTTPConnection
+
     connection: HTTPConnection | None = getattr(_connections, "open", None)
     if connection is None:
         connection = _connections.open = HTTPConnection("127.0.0.1", int(os.environ[PORT]))
@@ -98,10 +99,10 @@ def fetch(item: int) -> int:
 
 
 def arrays(items: int) -> Iterator[Any]:
-    import numpy  # not by programs that do without
+    # Not by programs that do without; and at once: a fork while a thread imports would hang the child.
+    import numpy
 
-    for item in range(items):
-        yield numpy.full(ARRAY_BYTES // 8, item, dtype=numpy.int64)
+    return (numpy.full(ARRAY_BYTES // 8, item, dtype=numpy.int64) for item in range(items))
 
 
 def add_one(array: Any) -> Any:

@@ -17,8 +17,6 @@ from contextlib import ExitStack, contextmanager
 from time import perf_counter, sleep
 from typing import Any, TypeAlias
 
-import psutil
-
 from benchmarks.jobs import Job, Step, loops_for, same, spin
 from benchmarks.systems import System
 
@@ -151,6 +149,8 @@ def skip(items: Iterator[object], count: int) -> None:
 
 def rss_bytes() -> int:
     """Of this program and all its children."""
+    import psutil
+
     program = psutil.Process()
     total = program.memory_info().rss
     for child in program.children(recursive=True):

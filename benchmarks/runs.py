@@ -21,7 +21,7 @@ from benchmarks.systems import System
 
 HERE = Path(__file__).parent
 #: Seconds after which a run counts as hanging.
-LIMIT = 90
+LIMIT = 60
 #: Seconds that helpers of a run (fork servers, trackers of semaphores) have to end by themselves.
 GRACE = 2
 

@@ -199,7 +199,8 @@ def _mpire(kind: Kind, job: Job, items: Items, size: int, stack: ExitStack) -> I
     pool = stack.enter_context(mpire.WorkerPool(step.workers, start_method=method))
     arguments = ((item,) for item in items)  # it would unpack an array
     chunk = job.chunk if job.chunk > 1 else None
-    return pool.imap_unordered(step.function, arguments, iterable_len=size, chunk_size=chunk)
+    results: Items = pool.imap_unordered(step.function, arguments, iterable_len=size, chunk_size=chunk)
+    return results
 
 
 def _joblib(kind: Kind, job: Job, items: Items, size: int, stack: ExitStack) -> Items:
