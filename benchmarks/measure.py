@@ -1,17 +1,21 @@
-"""What the benchmarks share: sizes, timing, work of known cost."""
+"""What the suites share: sizes, timing, a system's answer to a question."""
 
 from __future__ import annotations
 
 import statistics
-from collections import deque
 from collections.abc import Callable, Iterator
-from functools import cache
-from itertools import count
 from operator import truediv
-from time import perf_counter, process_time
+from time import perf_counter
 from typing import Any, TypeAlias
 
+import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
+
+from benchmarks.jobs import JOBS
+from benchmarks.probes import PROBES, Figures
+from benchmarks.questions import QUESTIONS, Question
+from benchmarks.runs import Run, run
+from benchmarks.systems import System
 
 Ratios: TypeAlias = dict[str, float]
 
@@ -51,7 +55,7 @@ class Meter:
             return (setup(),), {}
 
         pedantic: Any = self._benchmark.pedantic
-        pedantic(function, setup=None if setup is None else arguments, rounds=rounds())
+        pedantic(function, setup=None if setup is None else arguments, rounds=SMOKE.size(ROUNDS, 1))
         return None if self._benchmark.stats is None else self.median
 
     def beside(self, function: Callable[[], object], **others: Callable[[], object]) -> dict[str, float] | None:
@@ -71,6 +75,30 @@ class Meter:
         took = stats.stats.data
         return {name: statistics.median(map(truediv, took, beside)) for name, beside in seconds.items()}
 
+    def ask(self, question: Question, system: System) -> None:
+        """Let a system answer, each round in a program of its own; notes the medians of its figures."""
+        items = question.items(system, SMOKE.on)
+        if question.name in JOBS and not SMOKE.on:
+            run(system, question, JOBS[question.name].smoke, "--check")
+        opened: list[Run] = []
+        figures: list[Figures] = []
+
+        def close() -> None:
+            while opened:
+                opened.pop().close()
+
+        def start() -> Run:
+            close()
+            opened.append(Run(system, question, items))
+            return opened[-1]
+
+        try:
+            took = self.time(lambda started: figures.append(started.figures()), setup=start)
+        finally:
+            close()
+        if took is not None:
+            self.note(**{name: statistics.median(found[name] for found in figures) for name in figures[0]})
+
     @property
     def median(self) -> float:
         """The median seconds of what was timed."""
@@ -84,46 +112,34 @@ class Meter:
         self._benchmark.extra_info.update(rounded)
 
 
-def rounds() -> int:
-    return SMOKE.size(ROUNDS, 1)
-
-
-def median_seconds(function: Callable[[], object]) -> float:
-    """As `Meter.time`, for what a measurement is compared with."""
-    return statistics.median(_seconds(function) for _ in range(rounds()))
-
-
 def _seconds(function: Callable[[], object]) -> float:
     started = perf_counter()
     function()
     return perf_counter() - started
 
 
-def drain(items: Iterator[object]) -> int:
-    """Read to the end at the least cost; gives the number of items."""
-    counter = count()
-    deque(zip(items, counter, strict=False), maxlen=0)
-    return next(counter)
+Test: TypeAlias = Callable[[Meter, System], None]
 
 
-def spin(loops: int) -> int:
-    """Keep a core busy with Python code."""
-    total = 0
-    for number in range(loops):
-        total += number & 1
-    return total
+def answers(name: str) -> Callable[[Test], Test]:
+    """A benchmark for each system that answers the question; the question's name is marker and group."""
+
+    def decorate(test: Test) -> Test:
+        question = QUESTIONS[name]
+        marked: Test = pytest.mark.parametrize("system", list(_params(question)))(test)
+        for mark in (getattr(pytest.mark, name), pytest.mark.benchmark(group=f"{name}: {question.title}")):
+            marked = mark(marked)
+        return marked
+
+    return decorate
 
 
-@cache
-def loops_for(seconds: float) -> int:
-    """How many loops of `spin` need so much processor time here; by the fastest of many tries."""
-    loops = 1000
-    while (took := min(_processor_seconds(loops) for _ in range(20))) < seconds / 4:
-        loops *= 2
-    return round(loops * seconds / took)
-
-
-def _processor_seconds(loops: int) -> float:
-    started = process_time()
-    spin(loops)
-    return process_time() - started
+def _params(question: Question) -> Iterator[Any]:
+    for system in question.systems:
+        kinds = [system.where] if system.where is not None else ["thread", "process", "mixed"]
+        marks: list[Any] = [getattr(pytest.mark, kind) for kind in kinds]
+        if not system.installed:
+            marks.append(pytest.mark.skip(reason=f"{system.package} is not installed"))
+        if question.name in PROBES and system.is_peer:
+            marks.append(pytest.mark.not_in_smoke)
+        yield pytest.param(system, id=system.name, marks=marks)

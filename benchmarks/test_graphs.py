@@ -12,7 +12,7 @@ from pipekit import Pipeline, Stage, map_stage, route, stage, tee
 
 ITEMS = 300_000
 
-pytestmark = pytest.mark.benchmark(group="graphs: items that fan out")
+pytestmark = [pytest.mark.graphs, pytest.mark.benchmark(group="graphs: items that fan out")]
 
 
 def same(item: int) -> int:
