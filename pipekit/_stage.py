@@ -101,7 +101,7 @@ class Stage(Joinable[In, Out, P], Generic[In, Out, P]):
         Args:
             workers: how many workers run the stage at the same time, default 1.
             qsize: how many of its results may wait for the next stage; 0 for no limit, default None: pipekit's choice,
-                at most 8192 items and far fewer while the next stage is slow.
+                at most 262,144 items and far fewer while the next stage is slow.
             backend: "process" (the default), "thread", the name of an installed backend, or a Backend object.
             key: a function of an item. Items with equal keys go to the same worker, in the order in which they came;
                 each worker has a queue of its own. Runs where the items come from. Keys are text, bytes, numbers,

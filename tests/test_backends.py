@@ -212,6 +212,23 @@ def test_a_worker_that_cannot_be_started_is_an_error_and_the_others_are_stopped(
     assert issubclass(StartError, pipekit.PipekitError)
 
 
+def test_modules_that_the_program_has_chosen_for_the_fork_server_are_there_when_workers_start() -> None:
+    code = """
+        import multiprocessing, sys
+        from pipekit import map_stage
+        multiprocessing.set_forkserver_preload(["this"])  # prints when it is imported
+
+        def loaded(_):
+            return {"this", "pipekit.backends._in_fork_server"} <= set(sys.modules)
+
+        print(list((range(4) | map_stage(workers=2)(loaded)).results()))
+        """
+    done = run(code, "-")
+    assert done.stderr == ""
+    assert done.stdout.count("Beautiful is better than ugly") == 1
+    assert "[True, True, True, True]" in done.stdout
+
+
 def test_a_thousand_thread_workers() -> None:
     assert sorted((range(5000) | map_stage(workers=1000, backend="thread")(lambda n: n)).results()) == list(range(5000))
 

@@ -132,7 +132,7 @@ def test_where_stages_meet_the_queue_has_the_smallest_size_that_one_asks_for() -
     assert met(5, 2, 9) == "queue of 2 items"
     assert met(None, 0, 7) == "queue of 7 items"
     assert met(0, 0) == "queue without limit"
-    assert "at most 8192" in met(None, 0)
+    assert "at most 262144 items" in met(None, 0)
 
 
 # -- pictures

@@ -60,6 +60,7 @@ def _fork_or_refuse() -> int:
     if not gc.isenabled():  # the first one: all that is imported is here to stay, and need not be looked at in workers
         gc.freeze()
         gc.enable()
+        util._flush_std_streams()  # type: ignore[attr-defined]  # what an import has printed; workers would print it, too
     try:
         pid = _fork()
     except OSError as error:

@@ -75,6 +75,8 @@ READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 MAX_BUFFERS = 16
 #: Items of a dead worker that its error shows.
 ITEMS_SHOWN = 3
+#: Workers that may be asked for and not made yet: the descriptors that are on their way to the fork server count.
+ASKED_AHEAD = 16
 #: Seconds that a process which is about to end gets for it.
 EXIT_SECONDS = 1.0
 
@@ -175,6 +177,8 @@ class _ProcessExecutor(Executor):
         report: Report,
     ) -> Worker:
         names = worker_names(prepared.stages, name)
+        if len(self._workers) >= ASKED_AHEAD:
+            self._workers[-ASKED_AHEAD].wait_until_made()
         if not self._workers and self._context.get_start_method() != "fork":
             flush_what_was_printed()
         ours, theirs = socket.socketpair()
@@ -289,11 +293,14 @@ class _ProcessWorker(Worker):
             os.close(descriptor)
         self._socket.close()
 
+    def wait_until_made(self) -> None:
+        wait_until_made(self._process)
+
     # -- bytes
 
     def watch(self) -> None:
         """Begin to listen; called before the hub's thread starts. Raises OSError if it could not be made."""
-        wait_until_made(self._process)
+        self.wait_until_made()
         self._hub.watch(self._sentinel, READ, self._on_exit)
         self._watch_socket()
 
