@@ -229,3 +229,28 @@ def test_withdrawing_after_the_answer_changes_nothing() -> None:
     wakeups(machine)
     machine.withdraw(reader)
     assert wakeups(machine) == []
+
+
+def test_a_frame_to_have_ahead_is_given_only_if_one_is_left_for_each_reader() -> None:
+    machine = edge(room=None, readers=2)
+    for number in range(4):
+        machine.put(Waiter(), frame(number))
+    assert [machine.surplus() is not None for _ in range(3)] == [True, True, False]
+    assert (machine.queued, machine.lent) == (2, 2)
+
+
+def test_a_cancelled_edge_has_nothing_to_have_ahead() -> None:
+    machine = edge(room=None)
+    for number in range(3):
+        machine.put(Waiter(), frame(number))
+    machine.cancel()
+    assert machine.surplus() is None
+
+
+def test_frames_stay_small_where_a_fast_reader_waits_for_those_behind_it() -> None:
+    machine = edge(room=None, frame_limit=1000)
+    for _ in range(5):
+        machine.measured(machine.frame_size, 0.0, blocked=0.0)
+    assert machine.frame_size == 32
+    machine.measured(32, 0.0, blocked=10.0)
+    assert machine.frame_size == 1

@@ -12,7 +12,8 @@ from pipekit import ItemNotPicklable
 from pipekit._errors import Released
 from pipekit._frame import Frame, Pickled, to_part
 from pipekit._outlet import Outlet, To, ToAll, ToChosen
-from pipekit._output import Flusher, Writer
+from pipekit._output import Flusher, Writer, _Collection
+from pipekit._pickling import decode
 from pipekit._task import Kind, Step, Task
 from pipekit._worker import Outcome, WorkerLoop
 
@@ -433,3 +434,48 @@ def test_a_worker_says_how_many_results_it_gave_not_how_many_copies() -> None:
     loop.run()
     flusher.stop()
     assert loop.states(detail=False)[0].results == 50
+
+
+# -- results that leave the process
+
+
+def test_each_result_that_can_change_is_pickled_before_the_next_one_is_made() -> None:
+    def grow(_: Iterable[Any]) -> Iterator[object]:
+        shared: list[int] = []
+        for number in range(4):
+            yield number
+            shared.append(number)
+            yield shared
+
+    writer = ListWriter(frame_size=100)
+    run(grow, ListReader(frame(1)), writer, pickled=(True,))
+    assert opened(writer) == [0, [0], 1, [0, 1], 2, [0, 1, 2], 3, [0, 1, 2, 3]]
+
+
+def test_a_result_that_must_still_be_pickled_is_not_handed_on_as_it_is() -> None:
+    writer = ListWriter(frame_size=100)
+    collection = _Collection(writer, pickled=True)
+
+    class Slow:
+        def __reduce__(self) -> tuple[object, ...]:
+            collection.offer()  # the flusher comes while it is pickled
+            return int, (7,)
+
+    collection.extend_pickled(iter([1, 2, Slow(), 3]))
+    collection.offer()
+    assert [[(decode(part[0]) if isinstance(part, tuple) else part) for part in sent] for sent in writer.frames] == [
+        [1, 2],
+        [7, 3],
+    ]
+
+
+def test_a_result_that_cannot_be_pickled_does_not_take_those_before_it_along() -> None:
+    writer = ListWriter(frame_size=100)
+    outcome = run(lambda items: iter([1, 2, threading.Lock(), 3]), ListReader(frame(1)), writer, pickled=(True,))
+    assert outcome.failure is not None
+    assert outcome.failure.kind is ItemNotPicklable
+    assert opened(writer) == [1, 2]
+
+
+def opened(writer: ListWriter) -> list[object]:
+    return [decode(part[0]) if isinstance(part, tuple) else part for part in writer.items]
