@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from pipekit import (
     Stalled,
     StartError,
     TaskException,
+    WorkerState,
     map_stage,
     merge,
     route,
@@ -537,6 +538,16 @@ def _late_ends(backend: Backend) -> None:
 
 
 def _says_what_it_does(backend: Backend) -> None:
+    for seconds in (0.2, 1.0, 5.0):  # a worker that has not started by then has stalled, too, and says so
+        source, worker = _stalled(backend, seconds)
+        if worker.doing is not Doing.STARTING:
+            break
+    _expect_equal([source.worker, worker.worker], ["source-0", "_plus_one-0"])
+    _expect(worker.doing in (Doing.READING, Doing.UNKNOWN), f"it says {worker.doing}")
+
+
+def _stalled(backend: Backend, seconds: float) -> Sequence[WorkerState]:
+    """What the workers say when their source gives nothing more."""
     release = threading.Event()
 
     def one_item() -> Iterator[int]:
@@ -544,14 +555,12 @@ def _says_what_it_does(backend: Backend) -> None:
         release.wait(STATE_SECONDS)
 
     try:
-        list((one_item() | map_stage(backend=backend)(_plus_one)).results(stall_timeout=0.2))
+        list((one_item() | map_stage(backend=backend)(_plus_one)).results(stall_timeout=seconds))
     except Stalled as error:
-        _expect_equal([state.worker for state in error.workers], ["source-0", "_plus_one-0"])
-        _expect(error.workers[1].doing in (Doing.READING, Doing.UNKNOWN), f"it says {error.workers[1].doing}")
-    else:
-        raise CheckFailed("no Stalled")
+        return error.workers
     finally:
         release.set()
+    raise CheckFailed("no Stalled")
 
 
 def _check(promise: str, function: Callable[[Backend], None]) -> Check:
