@@ -101,7 +101,7 @@ NO_MIX = {
     "stagepipe": "has threads only",
 }
 NOT_FROM_FIRST = {
-    "stagepipe": "gives all results together at the end: its start is counted, which is under a millisecond"
+    "stagepipe, executor.map": "read all of their input before they give a result: their start is counted, too",
 }
 FEWER_ITEMS = {
     "pypeln, pyper, parallelpipe, mpire, joblib, submit, pools with chunk 1": "get fewer items, because they need up "
@@ -217,7 +217,7 @@ _QUESTIONS = (
         size=10,
         smoke=10,
         apart={
-            "stagepipe": NOT_FROM_FIRST["stagepipe"],
+            "stagepipe": "gives all results together at the end",
             "all but pool-forkserver": "fork the program, which is faster and unsafe once it has threads; pipekit and "
             "pool-forkserver use the fork server",
         },
@@ -237,7 +237,7 @@ _QUESTIONS = (
         "A source that gives an item each 5 ms, through two stages of two workers; from the source to the reader.",
         _systems("thread", "process", without=f"{NOT_TUNED} executor-map-thread executor-map-process stagepipe-thread"),
         figures=(Figure("p50", "median, ms"), Figure("p99", "99 %, ms"), Figure("max", "longest, ms")),
-        size=300,
+        size=200,
         smoke=20,
         apart={
             "executor.map": "reads all of its input before it gives a result",
@@ -261,7 +261,7 @@ _QUESTIONS = (
         "read_ahead",
         "How far is the source read ahead of a slow reader?",
         "An endless source, two stages of two workers, a reader that needs 1 ms for each item; the most items "
-        "that were taken and not read, within 2,000 results.",
+        "that were taken and not read, within 1,000 results.",
         _systems(
             "thread",
             "process",
@@ -269,7 +269,7 @@ _QUESTIONS = (
             "mpire-thread mpire-process",
         ),
         figures=(Figure("items", "items ahead"), Figure("rss_growth", "memory grown by, MB")),
-        size=2_000,
+        size=1_000,
         smoke=50,
         apart={
             "executor.map": "reads all of its input before it gives a result: never, here",
@@ -284,7 +284,7 @@ _QUESTIONS = (
         "Does memory stay flat over many items?",
         "2,000,000 items through two stages, a fast reader; memory of the program and its workers after a tenth of the "
         "items and at its highest later.",
-        tuple(system for system in SYSTEMS.values() if system.name.startswith("pipekit")),
+        (SYSTEMS["pipekit-thread"], SYSTEMS["pipekit-process"]),
         figures=(Figure("rss_growth", "memory grown by, MB"),),
         size=2_000_000,
         smoke=2_000,
@@ -302,7 +302,7 @@ _QUESTIONS = (
             Figure("thread_stage", "a thread stage computes, %"),
             Figure("other_thread", "another thread computes, %"),
         ),
-        size=1_500,
+        size=1_000,
         smoke=20,
         apart={"pypeln": "needs more than a millisecond for an item"},
     ),

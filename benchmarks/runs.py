@@ -21,9 +21,9 @@ from benchmarks.systems import System
 
 HERE = Path(__file__).parent
 #: Seconds after which a run counts as hanging.
-LIMIT = 60
+LIMIT = 40
 #: Seconds that helpers of a run (fork servers, trackers of semaphores) have to end by themselves.
-GRACE = 2
+GRACE = 0.5
 
 
 class RunFailedError(Exception):
