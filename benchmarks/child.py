@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from contextlib import ExitStack
+from importlib import import_module
 from itertools import chain
 from time import perf_counter
 from typing import Any
@@ -51,6 +52,8 @@ def _comparable(result: Any) -> Any:
 def main(system_name: str, question: str, size: str, *options: str) -> None:
     warnings.simplefilter("ignore")  # forks with threads, in the peers
     system, items = SYSTEMS[system_name], int(size)
+    if system.module is not None:
+        import_module(system.module)  # no import is timed
     print("ready", flush=True)
     sys.stdin.readline()
     if question in PROBES:

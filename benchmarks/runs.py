@@ -49,7 +49,11 @@ class Run:
         self._timer = threading.Timer(limit, self._end_hung)
         self._timer.daemon = True
         self._timer.start()
-        self._line()
+        try:
+            self._line()
+        except RunFailedError:
+            self.close()
+            raise
 
     def figures(self) -> Figures:
         """Let it run. Raises RunFailedError if it fails, gives a wrong result, or takes longer than the limit."""
