@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if here in item.path.parents:
             item.add_marker(pytest.mark.timeout(LIMIT))
             if SMOKE.on and item.get_closest_marker("not_in_smoke"):
-                item.add_marker(pytest.mark.skip(reason="--smoke: peers do a few jobs"))
+                item.add_marker(pytest.mark.skip(reason="--smoke: peers do the jobs, not the probes"))
 
 
 @pytest.fixture(

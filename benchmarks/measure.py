@@ -12,16 +12,12 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.jobs import JOBS
-from benchmarks.probes import Figures
+from benchmarks.probes import PROBES, Figures
 from benchmarks.questions import QUESTIONS, Question
 from benchmarks.runs import Run, run
 from benchmarks.systems import System
 
 Ratios: TypeAlias = dict[str, float]
-
-#: Where peers take part with `--smoke`: each on threads, on processes, on both, and with arrays. The other jobs are
-#: other functions for the same code, and the probes are the same for all.
-PEERS_IN_SMOKE = {"overhead", "mixed_stages", "big_payload"}
 
 #: Rounds of a measurement, and of what it is compared with.
 ROUNDS = 5
@@ -144,6 +140,6 @@ def _params(question: Question) -> Iterator[Any]:
         marks: list[Any] = [getattr(pytest.mark, kind) for kind in kinds]
         if not system.installed:
             marks.append(pytest.mark.skip(reason=f"{system.package} is not installed"))
-        if system.is_peer and question.name not in PEERS_IN_SMOKE:
+        if system.is_peer and question.name in PROBES:
             marks.append(pytest.mark.not_in_smoke)
         yield pytest.param(system, id=system.name, marks=marks)

@@ -26,6 +26,11 @@ LIMIT = 40
 GRACE = 0.5
 
 
+def _environment() -> dict[str, str]:
+    """Programs may keep compiled modules: else each of them, and its workers, would compile all that they import."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 class RunFailedError(Exception):
     """A run gave no figures; says why."""
 
@@ -45,6 +50,7 @@ class Run:
             stderr=self._errors,
             text=True,
             start_new_session=True,
+            env=_environment(),
         )
         self._timer = threading.Timer(limit, self._end_hung)
         self._timer.daemon = True
