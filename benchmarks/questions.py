@@ -28,6 +28,7 @@ class Figure:
 
 PER_ITEM = Figure("per_item", "us per item")
 FROM_FIRST = Figure("from_first", "us per item, start not counted")
+FROM_CALL = Figure("from_call", "us per item, start counted")
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ NO_MIX = {
     "stagepipe": "has threads only",
 }
 NOT_FROM_FIRST = {
+    "pools of threads": "may do half of the work before the reader gets the interpreter's lock for its first "
+    "result; see the last column",
     "stagepipe, executor.map": "read all of their input before they give a result: their start is counted, too",
 }
 FEWER_ITEMS = {
@@ -117,7 +120,7 @@ _QUESTIONS = (
         "What does an item cost where stages do nothing?",
         "Three stages that give back what they get, two workers each; from the first result on.",
         _systems("thread", "process", also="serial"),
-        figures=(PER_ITEM,),
+        figures=(PER_ITEM, FROM_CALL),
         apart=BY_HAND | FEWER_ITEMS | NOT_FROM_FIRST | NO_PROCESSES | NO_THREADS,
     ),
     Question(
@@ -125,7 +128,7 @@ _QUESTIONS = (
         "And where threads and processes take turns?",
         "The same three stages, on threads, on processes, on threads; from the first result on.",
         _systems("mixed", also="serial"),
-        figures=(PER_ITEM,),
+        figures=(PER_ITEM, FROM_CALL),
         apart=FEWER_ITEMS | {"mpire, joblib, stagepipe": "cannot mix them", "parallelpipe": "has processes only"},
     ),
     Question(
@@ -168,6 +171,7 @@ _QUESTIONS = (
         f"10 ms of waiting on {jobs.WAITERS} threads, 5 ms of Python code on two processes, one stage that adds up; "
         "from the call. Ideal is the computing alone on two cores.",
         _systems("mixed", also="serial"),
+        figures=(PER_ITEM,),
         ideal=_mixed_ideal,
         apart=NO_MIX | {"parallelpipe": "has processes only: twenty of them wait"},
     ),
@@ -201,6 +205,7 @@ _QUESTIONS = (
         "Text files of 20,000 words, read by four threads, counted by two processes, merged by one stage; "
         "from the call.",
         _systems("mixed", also="serial"),
+        figures=(PER_ITEM,),
         apart=NO_MIX | {"parallelpipe": "has processes only: four of them read"},
     ),
     Question(
