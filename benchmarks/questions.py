@@ -223,8 +223,8 @@ _QUESTIONS = (
         smoke=10,
         apart={
             "stagepipe": "gives all results together at the end",
-            "all but pool-forkserver": "fork the program, which is faster and unsafe once it has threads; pipekit and "
-            "pool-forkserver use the fork server",
+            "all but pool-forkserver and joblib": "fork the program, which is faster and unsafe once it has "
+            "threads; pipekit and pool-forkserver use the fork server",
         },
     ),
     Question(
