@@ -110,9 +110,10 @@ FEWER_ITEMS = {
     "pypeln, pyper, parallelpipe, mpire, joblib, submit, pools with chunk 1": "get fewer items, because they need up "
     "to a thousand times as long for one; the figure is per item",
 }
-ONE_STEP = "pool-thread-composed pool-process-composed"
-#: Chunks of one are the default already.
-NOT_TUNED = "pool-thread-tuned pool-process-tuned " + ONE_STEP
+# Systems that are the same as others where there is one step, or where chunks of one, the default, are best.
+COMPOSED = "pool-thread-composed pool-process-composed"
+TUNED = "pool-thread-tuned pool-process-tuned"
+ONE_STEP = f"{COMPOSED} pipekit-process-unfused"
 
 _QUESTIONS = (
     Question(
@@ -144,7 +145,7 @@ _QUESTIONS = (
         "Does work for the processor spread?",
         "One stage of 5 ms of Python code, two processes; from the call. Ideal is half of the serial time, which needs "
         "two idle cores.",
-        _systems("process", without=NOT_TUNED, also="serial pipekit-thread"),
+        _systems("process", without=f"{TUNED} {ONE_STEP}", also="serial pipekit-thread"),
         ideal=_half_of_serial("cpu"),
         apart=NO_PROCESSES,
     ),
@@ -152,7 +153,7 @@ _QUESTIONS = (
         "io",
         "Does waiting overlap?",
         f"One stage that sleeps 10 ms, {jobs.WAITERS} threads; from the call.",
-        _systems("thread", without=NOT_TUNED, also="pipekit-process parallelpipe-process"),
+        _systems("thread", without=f"{TUNED} {ONE_STEP}", also="pipekit-process parallelpipe-process"),
         ideal=_waiting_on(jobs.WAITERS),
         apart={"parallelpipe": "has processes only: as many of them"},
     ),
@@ -161,7 +162,7 @@ _QUESTIONS = (
         "And with a real server?",
         f"GET from a loopback server that answers after 10 ms, {jobs.CLIENTS} threads with a connection each; from the "
         "call.",
-        _systems("thread", without=NOT_TUNED, also="pipekit-process parallelpipe-process"),
+        _systems("thread", without=f"{TUNED} {ONE_STEP}", also="pipekit-process parallelpipe-process"),
         ideal=_waiting_on(jobs.CLIENTS),
         apart={"parallelpipe": "has processes only: as many of them"},
     ),
@@ -180,7 +181,7 @@ _QUESTIONS = (
         "What do arrays of 8 MB cost?",
         "The source makes them, one stage on two processes adds 1, the reader looks at the last element; "
         "from the call.",
-        _systems("process", without=f"{NOT_TUNED} parallelpipe-process", also="serial pipekit-thread"),
+        _systems("process", without=f"{TUNED} {ONE_STEP} parallelpipe-process", also="serial pipekit-thread"),
         apart={"parallelpipe": "fails: it compares each item with its end mark by ==, which an array does not answer"}
         | NO_PROCESSES,
     ),
@@ -212,7 +213,7 @@ _QUESTIONS = (
         "start",
         "How soon is there a first result?",
         "Ten items on four workers in a new program, and again in the same one; imports are not counted.",
-        _systems("thread", "process", without=f"{NOT_TUNED} stagepipe-thread", also="pool-forkserver"),
+        _systems("thread", "process", without=f"{TUNED} {ONE_STEP} stagepipe-thread", also="pool-forkserver"),
         figures=(
             Figure("first", "first result, ms"),
             Figure("whole", "to the end, ms"),
@@ -240,7 +241,9 @@ _QUESTIONS = (
         "latency",
         "How long does a result of a slow source take?",
         "A source that gives an item each 5 ms, through two stages of two workers; from the source to the reader.",
-        _systems("thread", "process", without=f"{NOT_TUNED} executor-map-thread executor-map-process stagepipe-thread"),
+        _systems(
+            "thread", "process", without=f"{TUNED} {COMPOSED} executor-map-thread executor-map-process stagepipe-thread"
+        ),
         figures=(Figure("p50", "median, ms"), Figure("p99", "99 %, ms"), Figure("max", "longest, ms")),
         size=200,
         smoke=20,
@@ -270,7 +273,7 @@ _QUESTIONS = (
         _systems(
             "thread",
             "process",
-            without=f"{NOT_TUNED} executor-map-thread executor-map-process stagepipe-thread parallelpipe-process "
+            without=f"{TUNED} {COMPOSED} executor-map-thread executor-map-process stagepipe-thread parallelpipe-process "
             "mpire-thread mpire-process",
         ),
         figures=(Figure("items", "items ahead"), Figure("rss_growth", "memory grown by, MB")),
