@@ -273,8 +273,8 @@ _QUESTIONS = (
         _systems(
             "thread",
             "process",
-            without=f"{TUNED} {COMPOSED} executor-map-thread executor-map-process stagepipe-thread parallelpipe-process "
-            "mpire-thread mpire-process",
+            without=f"{TUNED} {COMPOSED} executor-map-thread executor-map-process stagepipe-thread "
+            "parallelpipe-process mpire-thread mpire-process",
         ),
         figures=(Figure("items", "items ahead"), Figure("rss_growth", "memory grown by, MB")),
         size=1_000,
