@@ -51,7 +51,8 @@ def _try(
         failed[system.name] = str(error)
         print(f"  {system.name}: {error}", flush=True)
         return None
-    print(f"  {system.name}: {figures} in {perf_counter() - started:.1f} s", flush=True)
+    found = ", ".join(f"{name} {value:.4g}" for name, value in figures.items()) or "right results"
+    print(f"  {system.name}: {found} ({perf_counter() - started:.1f} s)", flush=True)
     return figures
 
 

@@ -223,24 +223,24 @@ CLIENTS = 8
 JOBS = {
     "overhead": Job(
         steps=(Step(same),) * 3,
-        sizes=_sizes(800_000, 40_000, 2_000),
+        sizes=_sizes(800_000, 20_000, 2_000),
         expected=_sum_of_range,
         chunk=256,
         from_first=True,
     ),
     "in_turn": Job(
         steps=(Step(same, 2, "thread"), Step(same, 2, "process"), Step(same, 2, "thread")),
-        sizes=_sizes(300_000, 20_000, 2_000),
+        sizes=_sizes(300_000, 10_000, 2_000),
         expected=_sum_of_range,
         from_first=True,
     ),
     "small_cpu": Job(
         steps=(Step(compute_20_us),) * 2,
-        sizes=_sizes(80_000, 30_000, 2_000),
+        sizes=_sizes(80_000, 20_000, 2_000),
         expected=_sum_of_range,
         chunk=64,
     ),
-    "cpu": Job(steps=(Step(compute_5_ms),), sizes=_sizes(1_000), expected=_sum_of_range, smoke=10),
+    "cpu": Job(steps=(Step(compute_5_ms),), sizes=_sizes(800), expected=_sum_of_range, smoke=10),
     "io": Job(steps=(Step(wait, WAITERS),), sizes=_sizes(2_000), expected=_sum_of_range),
     "http": Job(steps=(Step(fetch, CLIENTS),), sizes=_sizes(1_000), expected=_sum_of_range),
     "mixed_stages": Job(
@@ -260,7 +260,7 @@ JOBS = {
     ),
     "medium_payload": Job(
         steps=(Step(same),) * 2,
-        sizes=_sizes(50_000, 20_000, 1_000),
+        sizes=_sizes(50_000, 10_000, 1_000),
         expected=lambda items: items * PAGE_BYTES,
         answer=total_length,
         source=pages,

@@ -140,6 +140,6 @@ def _params(question: Question) -> Iterator[Any]:
         marks: list[Any] = [getattr(pytest.mark, kind) for kind in kinds]
         if not system.installed:
             marks.append(pytest.mark.skip(reason=f"{system.package} is not installed"))
-        if question.name in PROBES and system.is_peer:
+        if system.is_peer and question.name in PROBES:
             marks.append(pytest.mark.not_in_smoke)
         yield pytest.param(system, id=system.name, marks=marks)

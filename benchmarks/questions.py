@@ -28,6 +28,7 @@ class Figure:
 
 PER_ITEM = Figure("per_item", "us per item")
 FROM_FIRST = Figure("from_first", "us per item, start not counted")
+FROM_CALL = Figure("from_call", "us per item, start counted")
 
 
 @dataclass(frozen=True)
@@ -101,15 +102,18 @@ NO_MIX = {
     "stagepipe": "has threads only",
 }
 NOT_FROM_FIRST = {
-    "stagepipe": "gives all results together at the end: its start is counted, which is under a millisecond"
+    "pools of threads": "may do half of the work before the reader gets the interpreter's lock for its first "
+    "result; see the last column",
+    "stagepipe, executor.map": "read all of their input before they give a result: their start is counted, too",
 }
 FEWER_ITEMS = {
     "pypeln, pyper, parallelpipe, mpire, joblib, submit, pools with chunk 1": "get fewer items, because they need up "
     "to a thousand times as long for one; the figure is per item",
 }
-ONE_STEP = "pool-thread-composed pool-process-composed"
-#: Chunks of one are the default already.
-NOT_TUNED = "pool-thread-tuned pool-process-tuned " + ONE_STEP
+# Systems that are the same as others where there is one step, or where chunks of one, the default, are best.
+COMPOSED = "pool-thread-composed pool-process-composed"
+TUNED = "pool-thread-tuned pool-process-tuned"
+ONE_STEP = f"{COMPOSED} pipekit-process-unfused"
 
 _QUESTIONS = (
     Question(
@@ -117,7 +121,7 @@ _QUESTIONS = (
         "What does an item cost where stages do nothing?",
         "Three stages that give back what they get, two workers each; from the first result on.",
         _systems("thread", "process", also="serial"),
-        figures=(PER_ITEM,),
+        figures=(PER_ITEM, FROM_CALL),
         apart=BY_HAND | FEWER_ITEMS | NOT_FROM_FIRST | NO_PROCESSES | NO_THREADS,
     ),
     Question(
@@ -125,7 +129,7 @@ _QUESTIONS = (
         "And where threads and processes take turns?",
         "The same three stages, on threads, on processes, on threads; from the first result on.",
         _systems("mixed", also="serial"),
-        figures=(PER_ITEM,),
+        figures=(PER_ITEM, FROM_CALL),
         apart=FEWER_ITEMS | {"mpire, joblib, stagepipe": "cannot mix them", "parallelpipe": "has processes only"},
     ),
     Question(
@@ -141,7 +145,7 @@ _QUESTIONS = (
         "Does work for the processor spread?",
         "One stage of 5 ms of Python code, two processes; from the call. Ideal is half of the serial time, which needs "
         "two idle cores.",
-        _systems("process", without=NOT_TUNED, also="serial pipekit-thread"),
+        _systems("process", without=f"{TUNED} {ONE_STEP}", also="serial pipekit-thread"),
         ideal=_half_of_serial("cpu"),
         apart=NO_PROCESSES,
     ),
@@ -149,7 +153,7 @@ _QUESTIONS = (
         "io",
         "Does waiting overlap?",
         f"One stage that sleeps 10 ms, {jobs.WAITERS} threads; from the call.",
-        _systems("thread", without=NOT_TUNED, also="pipekit-process parallelpipe-process"),
+        _systems("thread", without=f"{TUNED} {ONE_STEP}", also="pipekit-process parallelpipe-process"),
         ideal=_waiting_on(jobs.WAITERS),
         apart={"parallelpipe": "has processes only: as many of them"},
     ),
@@ -158,7 +162,7 @@ _QUESTIONS = (
         "And with a real server?",
         f"GET from a loopback server that answers after 10 ms, {jobs.CLIENTS} threads with a connection each; from the "
         "call.",
-        _systems("thread", without=NOT_TUNED, also="pipekit-process parallelpipe-process"),
+        _systems("thread", without=f"{TUNED} {ONE_STEP}", also="pipekit-process parallelpipe-process"),
         ideal=_waiting_on(jobs.CLIENTS),
         apart={"parallelpipe": "has processes only: as many of them"},
     ),
@@ -168,6 +172,7 @@ _QUESTIONS = (
         f"10 ms of waiting on {jobs.WAITERS} threads, 5 ms of Python code on two processes, one stage that adds up; "
         "from the call. Ideal is the computing alone on two cores.",
         _systems("mixed", also="serial"),
+        figures=(PER_ITEM,),
         ideal=_mixed_ideal,
         apart=NO_MIX | {"parallelpipe": "has processes only: twenty of them wait"},
     ),
@@ -176,7 +181,7 @@ _QUESTIONS = (
         "What do arrays of 8 MB cost?",
         "The source makes them, one stage on two processes adds 1, the reader looks at the last element; "
         "from the call.",
-        _systems("process", without=f"{NOT_TUNED} parallelpipe-process", also="serial pipekit-thread"),
+        _systems("process", without=f"{TUNED} {ONE_STEP} parallelpipe-process", also="serial pipekit-thread"),
         apart={"parallelpipe": "fails: it compares each item with its end mark by ==, which an array does not answer"}
         | NO_PROCESSES,
     ),
@@ -201,13 +206,14 @@ _QUESTIONS = (
         "Text files of 20,000 words, read by four threads, counted by two processes, merged by one stage; "
         "from the call.",
         _systems("mixed", also="serial"),
+        figures=(PER_ITEM,),
         apart=NO_MIX | {"parallelpipe": "has processes only: four of them read"},
     ),
     Question(
         "start",
         "How soon is there a first result?",
         "Ten items on four workers in a new program, and again in the same one; imports are not counted.",
-        _systems("thread", "process", without=f"{NOT_TUNED} stagepipe-thread", also="pool-forkserver"),
+        _systems("thread", "process", without=f"{TUNED} {ONE_STEP} stagepipe-thread", also="pool-forkserver"),
         figures=(
             Figure("first", "first result, ms"),
             Figure("whole", "to the end, ms"),
@@ -217,9 +223,9 @@ _QUESTIONS = (
         size=10,
         smoke=10,
         apart={
-            "stagepipe": NOT_FROM_FIRST["stagepipe"],
-            "all but pool-forkserver": "fork the program, which is faster and unsafe once it has threads; pipekit and "
-            "pool-forkserver use the fork server",
+            "stagepipe": "gives all results together at the end",
+            "all but pool-forkserver and joblib": "fork the program, which is faster and unsafe once it has "
+            "threads; pipekit and pool-forkserver use the fork server",
         },
     ),
     Question(
@@ -235,9 +241,11 @@ _QUESTIONS = (
         "latency",
         "How long does a result of a slow source take?",
         "A source that gives an item each 5 ms, through two stages of two workers; from the source to the reader.",
-        _systems("thread", "process", without=f"{NOT_TUNED} executor-map-thread executor-map-process stagepipe-thread"),
+        _systems(
+            "thread", "process", without=f"{TUNED} {COMPOSED} executor-map-thread executor-map-process stagepipe-thread"
+        ),
         figures=(Figure("p50", "median, ms"), Figure("p99", "99 %, ms"), Figure("max", "longest, ms")),
-        size=300,
+        size=200,
         smoke=20,
         apart={
             "executor.map": "reads all of its input before it gives a result",
@@ -261,15 +269,15 @@ _QUESTIONS = (
         "read_ahead",
         "How far is the source read ahead of a slow reader?",
         "An endless source, two stages of two workers, a reader that needs 1 ms for each item; the most items "
-        "that were taken and not read, within 2,000 results.",
+        "that were taken and not read, within 1,000 results.",
         _systems(
             "thread",
             "process",
-            without=f"{NOT_TUNED} executor-map-thread executor-map-process stagepipe-thread parallelpipe-process "
-            "mpire-thread mpire-process",
+            without=f"{TUNED} {COMPOSED} executor-map-thread executor-map-process stagepipe-thread "
+            "parallelpipe-process mpire-thread mpire-process",
         ),
         figures=(Figure("items", "items ahead"), Figure("rss_growth", "memory grown by, MB")),
-        size=2_000,
+        size=1_000,
         smoke=50,
         apart={
             "executor.map": "reads all of its input before it gives a result: never, here",
@@ -284,7 +292,7 @@ _QUESTIONS = (
         "Does memory stay flat over many items?",
         "2,000,000 items through two stages, a fast reader; memory of the program and its workers after a tenth of the "
         "items and at its highest later.",
-        tuple(system for system in SYSTEMS.values() if system.name.startswith("pipekit")),
+        (SYSTEMS["pipekit-thread"], SYSTEMS["pipekit-process"]),
         figures=(Figure("rss_growth", "memory grown by, MB"),),
         size=2_000_000,
         smoke=2_000,
@@ -302,7 +310,7 @@ _QUESTIONS = (
             Figure("thread_stage", "a thread stage computes, %"),
             Figure("other_thread", "another thread computes, %"),
         ),
-        size=1_500,
+        size=1_000,
         smoke=20,
         apart={"pypeln": "needs more than a millisecond for an item"},
     ),

@@ -36,7 +36,13 @@ class Results:
 
     @classmethod
     def read(cls) -> Results:
-        return cls(**json.loads(RESULTS.read_text())) if RESULTS.exists() else cls()
+        """What was written last, without what is not asked any more."""
+        results = cls(**json.loads(RESULTS.read_text())) if RESULTS.exists() else cls()
+        for question, systems in list(results.runs.items()):
+            if question not in QUESTIONS or not _has_figures(QUESTIONS[question], systems):
+                for known in (results.runs, results.failed, results.machine):
+                    known.pop(question, None)
+        return results
 
     def write(self) -> None:
         rounded: Any = {
@@ -54,6 +60,11 @@ class Results:
             if runs and system in SYSTEMS
             for figure in runs[0]
         }
+
+
+def _has_figures(question: Question, systems: dict[str, list[Figures]]) -> bool:
+    wanted = {figure.name for figure in question.figures}
+    return all(wanted <= run.keys() for runs in systems.values() for run in runs)
 
 
 def _rounded(figures: Figures) -> Figures:

@@ -21,9 +21,14 @@ from benchmarks.systems import System
 
 HERE = Path(__file__).parent
 #: Seconds after which a run counts as hanging.
-LIMIT = 60
+LIMIT = 40
 #: Seconds that helpers of a run (fork servers, trackers of semaphores) have to end by themselves.
-GRACE = 2
+GRACE = 0.5
+
+
+def _environment() -> dict[str, str]:
+    """Programs may keep compiled modules: else each of them, and its workers, would compile all that they import."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 class RunFailedError(Exception):
@@ -45,11 +50,16 @@ class Run:
             stderr=self._errors,
             text=True,
             start_new_session=True,
+            env=_environment(),
         )
         self._timer = threading.Timer(limit, self._end_hung)
         self._timer.daemon = True
         self._timer.start()
-        self._line()
+        try:
+            self._line()
+        except RunFailedError:
+            self.close()
+            raise
 
     def figures(self) -> Figures:
         """Let it run. Raises RunFailedError if it fails, gives a wrong result, or takes longer than the limit."""

@@ -34,6 +34,7 @@ class System:
     where: the kind of its workers; "mixed" lets each step say.
     package: what must be installed, by the name that pip knows, and the module.
     paces: of jobs where it needs fewer items than the fast ones.
+    at_once: whether it reads all of its input before it gives a result; its time counts from the call.
     """
 
     name: str
@@ -42,6 +43,7 @@ class System:
     package: str | None = None
     module: str | None = None
     paces: dict[str, Pace] = field(default_factory=dict)
+    at_once: bool = False
 
     @property
     def installed(self) -> bool:
@@ -256,9 +258,10 @@ def _pool_systems() -> Iterator[System]:
 
 def _executor_systems() -> Iterator[System]:
     for kind in KINDS:
-        yield System(f"submit-{kind}", partial(_submit, kind), kind, paces=_MEDIUM)
-        yield System(f"executor-map-{kind}", partial(_executor_map, kind), kind, paces=_MEDIUM)
-    yield System("submit-mixed", partial(_submit, "process"), "mixed", paces=_MEDIUM)
+        yield System(f"submit-{kind}", partial(_submit, kind), kind, paces=_MEDIUM if kind == "thread" else _SLOW)
+        paces = _MEDIUM if kind == "thread" else {}  # threads have no chunks
+        yield System(f"executor-map-{kind}", partial(_executor_map, kind), kind, paces=paces, at_once=True)
+    yield System("submit-mixed", partial(_submit, "process"), "mixed", paces=_SLOW)
 
 
 def _peer_systems() -> Iterator[System]:
@@ -267,11 +270,11 @@ def _peer_systems() -> Iterator[System]:
     for where, kind in (("thread", "thread"), ("process", "process"), ("mixed", "process")):
         pace = _MEDIUM if where == "thread" else _SLOW
         yield System(f"pypeln-{where}", partial(_pypeln, kind), where, "pypeln", "pypeln", pace)  # type: ignore[arg-type]
-        yield System(f"pyper-{where}", partial(_pyper, kind), where, "python-pyper", "pyper", _MEDIUM)  # type: ignore[arg-type]
+        yield System(f"pyper-{where}", partial(_pyper, kind), where, "python-pyper", "pyper", pace)  # type: ignore[arg-type]
     for kind in KINDS:
         yield System(f"mpire-{kind}", partial(_mpire, kind), kind, "mpire", "mpire", _MEDIUM)
         yield System(f"joblib-{kind}", partial(_joblib, kind), kind, "joblib", "joblib", _MEDIUM)
-    yield System("stagepipe-thread", _stagepipe, "thread", "stagepipe", "stagepipe", _MEDIUM)
+    yield System("stagepipe-thread", _stagepipe, "thread", "stagepipe", "stagepipe", _MEDIUM, at_once=True)
 
 
 SYSTEMS = {
