@@ -17,8 +17,12 @@ os.environ["PIPEKIT_SHARED_MEMORY"] = str(4 << 20)
 
 import pipekit
 from pipekit import _fusion
+from pipekit._frame import FORCED_SIZE
 
 BACKENDS = ["thread", "process"]
+
+#: For what is said of slow items: they travel alone.
+items_travel_alone = pytest.mark.skipif(FORCED_SIZE > 1, reason="frames are forced to hold several items")
 
 
 @pytest.fixture(params=BACKENDS)

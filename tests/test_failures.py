@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import items_travel_alone
 
 from pipekit import Cancelled, ProcessBackend, RemoteTraceback, Stage, TaskException, WorkerDied, map_stage, stage
 
@@ -104,6 +105,7 @@ def test_an_exception_that_cannot_travel_leaves_its_type_text_and_traceback() ->
     assert caught.value.failure.type_name == "Custom"
 
 
+@items_travel_alone
 def test_several_failures_are_counted_and_the_first_is_the_cause(tmp_path: Path) -> None:
     barrier = threading.Barrier(3)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import eventually, workers_alive
+from conftest import eventually, items_travel_alone, workers_alive
 
 from pipekit import PipekitError, ProcessBackend, Results, TaskException, map_stage, stage
 from pipekit.backends import _launch, process
@@ -190,6 +190,7 @@ def test_leaving_stops_processes_in_long_calls() -> None:
     assert workers_alive() == []
 
 
+@items_travel_alone
 def test_leaving_leaves_a_thread_in_a_long_call_to_itself_and_gives_it_no_further_item() -> None:
     release, seen = threading.Event(), []
 

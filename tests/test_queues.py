@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
-from conftest import eventually
+from conftest import eventually, items_travel_alone
 from stage_functions import Counting
 
 from pipekit import Stage, map_stage, stage
@@ -94,6 +94,7 @@ def test_a_finished_result_leaves_although_the_worker_is_busy_with_the_next_item
     assert list(results) == [1000]
 
 
+@items_travel_alone
 def test_slow_items_are_spread_over_all_workers(backend: str, tmp_path: Any) -> None:
     """Each worker takes an item and waits for the others: bound to one worker, they would wait for ever."""
 
