@@ -20,7 +20,7 @@ from typing import Protocol
 from pipekit._frame import Frame, Pace
 
 #: Seconds of its reader's work that a frame holds. Measured: a frame's way through the parent costs some 0.05 ms.
-READER_SECONDS = 0.002
+READER_SECONDS = 0.003
 #: Seconds in which a frame's items flow on, where the reader spends most of its time waiting for those behind it: so
 #: the queues in front of a slow stage or consumer stay short, too, although their own readers are fast.
 FLOW_SECONDS = 0.01

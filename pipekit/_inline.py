@@ -19,8 +19,8 @@ from pipekit._pipeline import Joinable, NoInput, Pipeline
 from pipekit._plan import make_step, over_edges
 from pipekit._public import public
 from pipekit._stage import Stage
-from pipekit._steps import call_function, check_nothing_hidden
-from pipekit._worker import close_generator, describe
+from pipekit._steps import call_function, check_nothing_hidden, close_generator
+from pipekit._worker import describe
 
 T = TypeVar("T")
 

@@ -49,7 +49,9 @@ class Input:
         self._activity = activity
         self._before_waiting = before_waiting
         self._frame = _OpenFrame((), iter(()), None, 0)
-        self.items: Iterator[object] = chain.from_iterable(self._guarded_frames())
+        #: The items, frame by frame; and all in one.
+        self.frames: Iterator[Iterator[object]] = self._guarded_frames()
+        self.items: Iterator[object] = chain.from_iterable(self.frames)
 
     def _guarded_frames(self) -> Iterator[Iterator[object]]:
         """The frames. An exception ends a generator: to a function that catches it and reads on, its items would seem
@@ -107,6 +109,11 @@ class Input:
     def read_of_frame(self) -> int:
         """Those of them that are of the frame at hand."""
         return self._frame.consumed
+
+    @property
+    def unread(self) -> int:
+        """Those of the frame at hand that are still to be read."""
+        return length_hint(self._frame.position)
 
     def last_item(self) -> str | None:
         """The shortened repr of the item that was read last."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import filterfalse, islice
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pipekit._activity import Activity
 from pipekit._errors import Released
@@ -19,14 +19,26 @@ if TYPE_CHECKING:
     from pipekit._outlet import Outlet
 
 #: Seconds of its own work that a worker collects in a frame before it hands it on.
-WRITER_SECONDS = 0.002
+WRITER_SECONDS = 0.003
 #: Results that it collects at most before it looks how long that took.
 MOST = 1 << 20
-#: Seconds after which a started frame is handed on although it is not full (a slow item keeps nobody else's waiting);
-#: looked at as often, so that no result waits longer than twice that.
-HOLD = 0.004
+#: Seconds after which a started frame is handed on although it is not full (a slow item keeps nobody else's waiting),
+#: and seconds after which is looked again whether there is one: no result waits longer than both together.
+HOLD, TICK = 0.006, 0.003
 #: Seconds that the flusher's thread gets to finish what it is doing; nothing of it takes long.
 STOP_SECONDS = 1.0
+
+
+class Batch(NamedTuple):
+    """Some of a worker's results: what a map stage makes of one frame, or all that there are.
+
+    most: how many they are at most.
+    exact: they are as many, unless `map` has taken a StopIteration of the user's function for their end.
+    """
+
+    results: Iterator[Any]
+    most: int
+    exact: bool
 
 
 class Writer(Protocol):
@@ -84,7 +96,7 @@ class Flusher:
             thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
-        while not self._stopped.wait(HOLD):
+        while not self._stopped.wait(TICK):
             with self._changed:
                 self._idle = not self._watched
                 self._changed.wait_for(lambda: not self._idle or self._stopped.is_set())
@@ -113,12 +125,14 @@ class Output(ABC):
         self._collecting = False  # several results: then the flusher watches
         self._since = 0.0  # when it began to collect them
         self._stopped = False
+        self._batch: Batch | None = None  # which is being collected
+        self._ended = False
 
     def stop(self) -> None:
         """The results are not wanted any more; from any thread. A worker that never hands on anything hears it so."""
         self._stopped = True
 
-    def pump(self, results: Iterator[Any]) -> bool:
+    def pump(self, batches: Iterator[Batch]) -> bool:
         """Hand on about a frame of results; False when there are no more. Raises Released if they are not wanted."""
         self._check_stopped()
         size = min(self._pace.size, self._frame_size)
@@ -128,14 +142,34 @@ class Output(ABC):
         if size > 1:
             self._flusher.watch(self)
         try:
-            produced = self._collect(islice(results, size))
+            produced = self._collect(batches, size)
         finally:
             self._collecting = False
             if size > 1:
                 self._flusher.unwatch(self)
         self._pace.measured(produced or 1, perf_counter() - started - (self.blocked - blocked))
         self._finish_frame()
-        return produced == size
+        return not self._ended
+
+    def _collect(self, batches: Iterator[Batch], size: int) -> int:
+        """Collect so many results, or all that there are; how many they were."""
+        produced = 0
+        while produced < size and not self._ended:
+            batch = self._batch or next(batches, None)
+            if batch is None:
+                self._ended = True
+                break
+            wanted = min(batch.most, size - produced)
+            # A batch that is small enough is taken as it is: `islice` would count each result, at 15 ns.
+            added = self._add(batch.results if wanted == batch.most else islice(batch.results, wanted))
+            produced += added
+            self._batch = batch._replace(most=batch.most - added) if added == wanted < batch.most else None
+            self._ended = batch.exact and added < wanted
+        return produced
+
+    def close(self) -> None:
+        """Let the results go that have not been collected."""
+        self._batch = None
 
     def flush_before_waiting(self) -> None:
         """Hand on what is collected, for a worker that is about to wait for input.
@@ -178,8 +212,8 @@ class Output(ABC):
         """Results to collect at most."""
 
     @abstractmethod
-    def _collect(self, results: Iterator[Any]) -> int:
-        """Collect all results; how many they were."""
+    def _add(self, results: Iterator[Any]) -> int:
+        """Collect all these results; how many they were."""
 
     def _put(self, writer: Writer, parts: list[object], *, plain: bool) -> bool:
         doing, _ = self._activity.now
@@ -230,13 +264,14 @@ class OneOutput(Output):
     def _frame_size(self) -> int:
         return self._collection.writer.frame_size
 
-    def _collect(self, results: Iterator[Any]) -> int:
+    def _add(self, results: Iterator[Any]) -> int:
         collection = self._collection
+        before = len(collection.parts)
         if collection.pickled:
             collection.extend_pickled(results)
         else:
             collection.parts.extend(results)
-        return len(collection.parts)
+        return len(collection.parts) - before
 
     def flush(self) -> None:
         self._flush(self._collection.take(), plain=self._collection.plain)
@@ -284,7 +319,7 @@ class ManyOutputs(Output):
     def _frame_size(self) -> int:
         return MOST  # each writer gets its frames as they fill
 
-    def _collect(self, results: Iterator[Any]) -> int:
+    def _add(self, results: Iterator[Any]) -> int:
         before = self._results
         for result in results:
             self._check_stopped()

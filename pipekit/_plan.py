@@ -26,7 +26,7 @@ DEFAULT_QSIZE = 1 << 18
 #: Items that a frame may hold on an edge without limit.
 FRAME_LIMIT = 1 << 13
 #: Frames that a process worker may have on their way into a queue without a size. Where Python code of the program
-#: holds the GIL, the parent answers after some 10 ms, and a frame is 2 ms of work.
+#: holds the GIL, the parent answers after some 10 ms, and a frame is 3 ms of work.
 WINDOW = 8
 
 

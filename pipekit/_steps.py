@@ -8,20 +8,22 @@ the frame that is being read. So a stage is in a call if it was given more than 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Generator, Iterable, Iterator
 from itertools import filterfalse
 from typing import Any
 
 from pipekit._errors import short_repr
 from pipekit._frame import UNCHANGING, CannotTravel, part_repr
 from pipekit._input import Input
+from pipekit._output import Batch
 from pipekit._pickling import decode, encode_apart
 from pipekit._stats import Doing
 from pipekit._task import Kind, Step, Task
 
 
 class Steps:
-    """The steps of a worker's task at work; `results` is called once."""
+    """The steps of a worker's task at work; `batches` is called once."""
 
     def __init__(self, task: Task, worker: str, source: Input | None) -> None:
         self.names = task.names(worker)
@@ -29,19 +31,33 @@ class Steps:
         self._copied = task.copied
         self._source = source
         self._kept: list[list[Any]] = [[] for _ in task.steps[1:]]
+        self._results: Iterator[object] = iter(())
         if source is not None and self._kept:
             source.frame_passed = self._forget
 
-    def results(self) -> Iterator[object]:
-        """What the last step gives."""
-        results = call_function(self._steps[0], self._source)
+    def batches(self) -> Iterator[Batch]:
+        """What the last step gives; for map stages frame by frame, so that nothing stands between `map` and items."""
+        if self._steps[0].kind is Kind.MAP:
+            assert self._source is not None  # the compiler lets no map stage come first
+            return map(self._of_frame, self._source.frames)
+        self._results = call_function(self._steps[0], self._source)
+        return iter([Batch(self._results, sys.maxsize, exact=False)])
+
+    def _of_frame(self, items: Iterator[object]) -> Batch:
+        assert self._source is not None
+        results = map_items(self._steps[0], items)
         for step, kept in zip(self._steps[1:], self._kept, strict=True):
             if self._copied:
                 given: Iterator[object] = _copies(results, kept)
             else:
                 given = filterfalse(kept.append, results)  # `append` returns None: every item passes, without a call
             results = map_items(step, given)
-        return results
+        return Batch(results, self._source.unread, exact=not self._steps[-1].skip_errors)
+
+    def close(self) -> None:
+        """Run the `finally` blocks of an iterator stage's function that was not read to its end."""
+        results, self._results = self._results, iter(())
+        close_generator(results)
 
     def _forget(self) -> None:
         for kept in self._kept:
@@ -150,6 +166,12 @@ def _map_good(step: Step, items: Iterator[object]) -> Iterator[object]:
         except Exception:
             continue
         yield result
+
+
+def close_generator(results: Iterator[object]) -> None:
+    """Run the `finally` blocks of a generator not read to its end. (A file has `close` too: it is the caller's.)"""
+    if isinstance(results, Generator):
+        results.close()
 
 
 def check_nothing_hidden(step: Step, source: Input | None) -> None:

@@ -13,12 +13,11 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
-from typing import cast
 
 from pipekit import _output, _steps
 from pipekit._activity import Activity, this_thread_is
@@ -103,11 +102,10 @@ class WorkerLoop:
         )
 
     def _attempt(self) -> Failure | None:
-        results = cast("Iterator[object]", iter(()))
         try:
             try:
-                results = self._steps.results()
-                while self._output.pump(results):
+                batches = self._steps.batches()
+                while self._output.pump(batches):
                     pass
                 self._steps.check_nothing_hidden()
             except BaseException:
@@ -116,7 +114,8 @@ class WorkerLoop:
                         self._output.flush()  # what was finished before is handed on
                 raise
             finally:
-                close_generator(results)
+                self._output.close()
+                self._steps.close()
         except BaseException as error:
             if self._activity.released and _says_released(error):
                 return None
@@ -147,12 +146,6 @@ def _where(thread: int) -> str:
     stack = [] if frame is None else traceback.extract_stack(frame)
     ours = [index for index, entry in enumerate(stack) if entry.filename in LOOP_FILES]
     return "".join(traceback.format_list(stack[ours[-1] + 1 :] if ours else stack))
-
-
-def close_generator(results: Iterator[object]) -> None:
-    """Run the `finally` blocks of a generator not read to its end. (A file has `close` too: it is the caller's.)"""
-    if isinstance(results, Generator):
-        results.close()
 
 
 def describe(error: BaseException, stage: str, worker: str, item: str | None, did: str = "raised") -> Failure:

@@ -39,7 +39,7 @@ from pipekit import (
 )
 from pipekit._activity import Activity
 from pipekit._outlet import To
-from pipekit._output import Flusher, ManyOutputs
+from pipekit._output import Batch, Flusher, ManyOutputs
 
 
 def same(backend: str, **options: Any) -> Stage[Any, Any]:
@@ -643,7 +643,7 @@ def test_a_writer_that_waits_for_room_in_one_outbox_hands_on_what_is_for_the_oth
     other = _RoomSoon(full)
     flusher = Flusher()
     output = ManyOutputs([full, other], To((0, 1)), [False, False], flusher, Activity())
-    worker = threading.Thread(target=lambda: output.pump(iter(["item"])))
+    worker = threading.Thread(target=lambda: output.pump(iter([Batch(iter(["item"]), 1, exact=True)])))
     worker.start()
     try:
         eventually(lambda: other.parts == ["item"])
