@@ -254,3 +254,25 @@ def test_frames_stay_small_where_a_fast_reader_waits_for_those_behind_it() -> No
     assert machine.frame_size == 32
     machine.measured(32, 0.0, blocked=10.0)
     assert machine.frame_size == 1
+
+
+def test_what_is_lent_of_an_elastic_queue_does_not_keep_others_waiting() -> None:
+    machine = edge(room=1000, frame_limit=100, elastic=True)
+    for number in range(MIN_ROOM):
+        machine.put(Waiter(), frame(number))
+        machine.get(Waiter())
+    assert machine.offer(frame("more"))
+
+
+def test_a_waiting_writer_of_an_elastic_queue_is_let_in_when_half_of_it_is_free() -> None:
+    machine, writer = edge(room=1000, frame_limit=100, elastic=True), Waiter()
+    for number in range(MIN_ROOM):
+        machine.put(Waiter(), frame(number))
+    assert machine.put(writer, frame("more")) is None
+    told = []
+    for _ in range(MIN_ROOM // 2):
+        machine.get(Waiter())
+        machine.taken(1)
+        told += wakeups(machine)
+    assert told == [(writer, Signal.OK)]
+    assert machine.queued == MIN_ROOM // 2 + 1

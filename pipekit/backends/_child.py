@@ -303,6 +303,7 @@ class _LinkReader:
         self._arrived: SimpleQueue[Message] = SimpleQueue()
         self._asked = False  # and not answered yet
         self._ahead = 0  # frames that it likes to have ahead
+        self._seconds_before = math.inf  # that the frame before the last one took
         self._finished_frames = 0
         self._taken = 0  # items taken for good, not yet told
         self._progress = (0, 0.0, 0.0)
@@ -343,7 +344,9 @@ class _LinkReader:
         self._finished_frames += 1
         self._taken += items if items > 1 else 0
         self._progress = (items, seconds, blocked)
-        self._ahead = min(MOST_AHEAD, math.ceil(AHEAD_SECONDS / max(seconds, 1e-9)) - 1)
+        usual = min(seconds, self._seconds_before)  # one slow item among fast ones is no reason to wait for the next
+        self._seconds_before = seconds
+        self._ahead = min(MOST_AHEAD, math.ceil(AHEAD_SECONDS / max(usual, 1e-9)) - 1)
 
     def leave(self, consumed: int) -> None:
         self._consumed = consumed if self._in_frame else 0
