@@ -251,9 +251,9 @@ JOBS = {
         smoke=10,
     ),
     "big_payload": Job(
-        steps=(Step(add_one),),
-        sizes=_sizes(100),
-        expected=lambda items: sum(range(1, items + 1)),
+        steps=(Step(add_one),) * 2,
+        sizes=_sizes(300, 60),
+        expected=lambda items: sum(range(2, items + 2)),
         answer=last_elements,
         source=arrays,
         smoke=5,

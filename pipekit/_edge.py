@@ -239,8 +239,8 @@ class Edge:
         return frame
 
     def _admit_waiting(self) -> None:
-        # A writer that waits is woken when half is free, and goes on for many items. Measured: waking it for each made a
-        # fifth of the parent's work where items take 5 ms.
+        # A writer that waits is woken when half is free, and goes on for many items. Measured: waking it for each made
+        # a fifth of the parent's work where items take 5 ms.
         if self._limits.elastic and self._putters and 2 * self.queued > self._needed:
             return
         while self._putters and self._has_room(self._putters[0][1].count):

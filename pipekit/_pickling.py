@@ -37,7 +37,7 @@ def encode(item: object) -> bytes:
     return encode_by_value(item) if _MAIN in data else data
 
 
-def encode_apart(item: object, least: int = 0) -> tuple[bytes, list[memoryview]]:
+def encode_apart(item: object, least: int) -> tuple[bytes, list[memoryview]]:
     """As `encode`, but buffers of `least` bytes or more are left out (pickle protocol 5), and given beside it."""
     apart = _Apart(least)
     try:

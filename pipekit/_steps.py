@@ -9,10 +9,11 @@ the frame that is being read. So a stage is in a call if it was given more than 
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import filterfalse
 from typing import Any
 
+from pipekit._arena import CAN_SHARE, LEAST_SHARED, own_store
 from pipekit._errors import short_repr
 from pipekit._frame import UNCHANGING, CannotTravel, part_repr
 from pipekit._input import Input
@@ -111,8 +112,8 @@ def _copies(results: Iterator[object], kept: list[Any]) -> Iterator[object]:
             kept.append(result)
             return result
         try:
-            data, buffers = encode_apart(result)
-            part = data, list(map(_copied, buffers))
+            data, buffers = encode_apart(result, LEAST_SHARED)
+            part = data, _copied(buffers)
         except BaseException as error:
             raise CannotTravel(f"could not pickle its result {short_repr(result)}", error) from error
         kept.append(part)
@@ -124,9 +125,15 @@ def _copies(results: Iterator[object], kept: list[Any]) -> Iterator[object]:
     return map(copy, results)
 
 
-def _copied(buffer: memoryview) -> bytes | bytearray:
-    """Measured: copying big buffers once takes 0.4 ms for 8 MB, a pickle that has all of them 13 ms."""
-    return bytes(buffer) if buffer.readonly else bytearray(buffer)
+def _copied(buffers: list[memoryview]) -> Sequence[bytes | bytearray | memoryview]:
+    """Copies of big buffers, in this process's arena if there is room: new memory takes longer to get than to fill.
+
+    Measured, for two stages that pass on arrays of 8 MB: 10 ms an array with new memory, 6 ms so.
+    """
+    leases = own_store().store(buffers) if CAN_SHARE and buffers else None
+    if leases is not None:
+        return [lease.view() for lease in leases]
+    return [bytes(buffer) if buffer.readonly else bytearray(buffer) for buffer in buffers]
 
 
 def _received(part: Any) -> object:
