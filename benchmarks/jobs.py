@@ -236,7 +236,7 @@ JOBS = {
     ),
     "small_cpu": Job(
         steps=(Step(compute_20_us),) * 2,
-        sizes=_sizes(80_000, 20_000, 2_000),
+        sizes=_sizes(160_000, 20_000, 2_000),
         expected=_sum_of_range,
         chunk=64,
     ),
@@ -256,6 +256,7 @@ JOBS = {
         expected=lambda items: sum(range(2, items + 2)),
         answer=last_elements,
         source=arrays,
+        from_first=True,
         smoke=5,
     ),
     "medium_payload": Job(
@@ -264,6 +265,7 @@ JOBS = {
         expected=lambda items: items * PAGE_BYTES,
         answer=total_length,
         source=pages,
+        from_first=True,
         chunk=16,
     ),
     "skew": Job(steps=(Step(compute_skewed),), sizes=_sizes(6_000), expected=_sum_of_range, chunk=8),

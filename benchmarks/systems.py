@@ -10,10 +10,11 @@ import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from multiprocessing.connection import Connection
 from multiprocessing.pool import Pool, ThreadPool
 from typing import Any, Literal, TypeAlias
 
@@ -51,7 +52,7 @@ class System:
 
     @property
     def is_peer(self) -> bool:
-        return not self.name.startswith(("pipekit", "serial"))
+        return not self.name.startswith(("pipekit", "serial", "bare"))
 
     def size(self, name: str, job: Job) -> int:
         return job.sizes[self.paces.get(name, "fast")]
@@ -91,7 +92,25 @@ def _serial(job: Job, items: Items, size: int, stack: ExitStack) -> Items:
     return _stepwise(job, items, lambda step, given: map(step.function, given))
 
 
-HAS_FUSE = "fuse" in {option.name for option in fields(pipekit.Options)}
+def _bare(job: Job, items: Items, size: int, stack: ExitStack) -> Items:
+    """A process for each part of the items, which gives all its results at the end: nothing spreads better."""
+    step, given = job.steps[0], list(items)
+    context = multiprocessing.get_context("fork")
+    readers = []
+    for part in range(step.workers):
+        reader, writer = context.Pipe(duplex=False)
+        share = given[part :: step.workers]
+        context.Process(target=_all_at_once, args=(step.function, share, writer), daemon=True).start()
+        readers.append(reader)
+    return [result for reader in readers for result in reader.recv()]
+
+
+def _all_at_once(function: Callable[[Any], Any], items: Sequence[Any], writer: Connection) -> None:
+    writer.send(list(map(function, items)))
+
+
+for _module in ("pipekit._run", "pipekit._results", "pipekit.backends.process", "pipekit.backends.thread"):
+    import_module(_module)  # as those of the peers: imports are not counted, but for what importing costs
 
 
 def _pipekit(backend: Kind, fuse: bool, job: Job, items: Items, size: int, stack: ExitStack) -> Items:
@@ -99,7 +118,7 @@ def _pipekit(backend: Kind, fuse: bool, job: Job, items: Items, size: int, stack
     for step in job.steps:
         decorate: Any = pipekit.stage if step.fold else pipekit.map_stage
         stage: Any = decorate(workers=step.workers, backend=_kind(step, backend))(step.function)
-        if not fuse and HAS_FUSE:
+        if not fuse:
             stage.setup(fuse=False)
         graph = graph | stage
     return stack.enter_context(graph.results())
@@ -242,8 +261,7 @@ _SLOW: dict[str, Pace] = dict.fromkeys(_MANY_ITEMS, "slow")
 def _pipekit_systems() -> Iterator[System]:
     for kind in KINDS:
         yield System(f"pipekit-{kind}", partial(_pipekit, kind, True), kind)
-    if HAS_FUSE:
-        yield System("pipekit-process-unfused", partial(_pipekit, "process", False), "process")
+    yield System("pipekit-process-unfused", partial(_pipekit, "process", False), "process")
     yield System("pipekit-mixed", partial(_pipekit, "process", True), "mixed")
 
 
@@ -281,6 +299,7 @@ SYSTEMS = {
     system.name: system
     for system in (
         System("serial", _serial),
+        System("bare", _bare, at_once=True),
         *_pipekit_systems(),
         *_pool_systems(),
         *_executor_systems(),

@@ -386,7 +386,7 @@ class _LinkWriter:
         with self._changed:
             self.frame_size = message.count or 1
             self._closed = message.count == 0
-            self._credits += 1
+            self._credits += message.sequence
             self._changed.notify()
 
     def stop(self) -> None:

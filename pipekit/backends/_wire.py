@@ -43,8 +43,8 @@ class Say(IntEnum):
 
     # parent to worker
     TASK = 1  # body: what to do; count: its outboxes
-    CREDIT = 2  # one more frame may be put into the outbox; count: results that it should hold, 0: nobody reads there;
-    # body: offsets of blocks in the worker's arena that are free again
+    CREDIT = 2  # more frames may be put into the outbox; sequence: how many; count: results that each should hold, 0:
+    # nobody reads there; body: offsets of blocks in the worker's arena that are free again
     END = 3  # the end of the input
     STOP = 4  # nobody wants the results: stop
     ASK = 9  # say what you are doing; count: 1 for the item and the traceback, too

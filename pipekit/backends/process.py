@@ -195,8 +195,8 @@ class _ProcessExecutor(Executor):
         self._workers.append(worker)  # at once: a Ctrl-C may come before the run knows it, and `close` ends it then
         worker.send(Message(Say.TASK, len(outboxes), body=prepared.task))
         for number, outbox in enumerate(outboxes):
-            for _ in range(outbox.window - 1):  # it has one from the start
-                worker.send(Message(Say.CREDIT, outbox.frame_size, outbox=number))
+            if outbox.window > 1:  # it has one credit from the start
+                worker.send(Message(Say.CREDIT, 1, outbox.window - 1, outbox=number))
         worker.flush()
         return worker
 
@@ -242,6 +242,7 @@ class _ProcessWorker(Worker):
         self._inbox = inbox
         self._outboxes = outboxes
         self._closed: set[int] = set()  # outboxes where nobody reads any more
+        self._credits = [(0, 1)] * len(outboxes)  # due and not told yet, and the size of frames that was told last
         self._report = report
         self._messages = MessageReader()
         self._descriptors: deque[int] = deque()  # that have come, for messages that are still to be handled
@@ -412,8 +413,17 @@ class _ProcessWorker(Worker):
         if answer is Signal.CANCELLED or len(self._closed) == len(self._outboxes):
             self.send(Message(Say.STOP))
         else:
-            size = 0 if answer is Signal.CLOSED else self._outboxes[outbox].frame_size
-            self.send(Message(Say.CREDIT, size, body=self._blocks.free(), outbox=outbox))
+            self._credit(outbox, closed=answer is Signal.CLOSED)
+
+    def _credit(self, outbox: int, *, closed: bool) -> None:
+        """One more frame may come; told when half of the window is free, or when there is something new to tell."""
+        due, told_size = self._credits[outbox]
+        size = 0 if closed else self._outboxes[outbox].frame_size
+        due += 1
+        if size != told_size or 2 * due >= self._outboxes[outbox].window:
+            self.send(Message(Say.CREDIT, size, due, body=self._blocks.free(), outbox=outbox))
+            due = 0
+        self._credits[outbox] = (due, size)
 
     def _on_next(self, message: Message) -> None:
         assert self._inbox is not None
