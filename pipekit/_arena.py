@@ -17,7 +17,7 @@ import os
 import threading
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from pickle import PickleBuffer
 from typing import Any
@@ -73,8 +73,8 @@ class Arena:
         """Its bytes. Where two threads map it at once, they have the same."""
         return mmap.mmap(self.descriptor, self.size)
 
-    def __del__(self) -> None:
-        os.close(self.descriptor)
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit, `os` may be gone before an array
+        close(self.descriptor)
 
 
 class Lease:

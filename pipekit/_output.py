@@ -331,11 +331,9 @@ class ManyOutputs(Output):
     def _distribute(self, result: object) -> list[_Collection]:
         """Add a result where it goes; the collections that are full now."""
         wanted = [self._collections[index] for index in self._outlet(result) if self._collections[index].wanted]
-        part: object = None
-        for collection in wanted:
-            if collection.pickled:
-                part = part_of(result, share=collection.writer.share)
-                break
+        pickled = [collection.writer for collection in wanted if collection.pickled]
+        # A lease has one frame to travel in: what goes to several outboxes has its buffers in its pickle.
+        part = part_of(result, share=len(pickled) == 1 and pickled[0].share) if pickled else None
         full = []
         for collection in wanted:
             if not collection.parts:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pipekit import Pipeline, Stage, map_stage, stage, tee
+from pipekit import Pipeline, Stage, map_stage, route, stage, tee
 from pipekit._arena import ARENA_SIZE, CAN_SHARE, LEAST_SHARED, PAGE, Space, Store, forget_own_store
 from pipekit._frame import LEAST_SHARED_BODY, Pickled, to_part
 
@@ -160,6 +162,13 @@ def test_branches_do_not_see_each_others_changes(backend_pair: tuple[str, str]) 
     assert sorted(map(number_of, arrived)) == sorted(2 * list(range(2, 22)))
 
 
+def test_an_array_for_branches_of_several_kinds_is_not_shared_between_them() -> None:
+    """A stage that gives to a route and beside it has an outbox for each."""
+    to_itself = route(number_of, {number: map_stage(add_one) for number in range(1, 5)})
+    arrived = (Arrays(4) | map_stage(add_one) | tee(to_itself, map_stage(add_one))).results()
+    assert sorted(map(number_of, arrived)) == sorted(2 * list(range(2, 6)))
+
+
 def reused(count: int) -> Iterator[Any]:
     array = np.zeros(BIG, dtype=np.int64)
     for number in range(count):
@@ -209,6 +218,16 @@ def test_arrays_that_are_kept_outlive_their_run_and_nothing_else_does() -> None:
     del kept
     gc.collect()
     assert memory_files() == before
+
+
+def test_a_program_that_keeps_arrays_to_its_end_ends_without_a_word() -> None:
+    program = """
+import numpy
+from pipekit import map_stage
+kept = list(([numpy.zeros(100_000)] * 3 | map_stage(abs)).results())
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout + ended.stderr == ""
 
 
 def die(array: Any) -> Any:
