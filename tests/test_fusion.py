@@ -48,12 +48,12 @@ def third(item: Any) -> Any:
     return item
 
 
-def where(item: object) -> tuple[int, int]:
-    return os.getpid(), threading.get_ident()
+def where(item: object) -> tuple[int, str]:
+    return os.getpid(), threading.current_thread().name  # identifiers are used again once a thread has ended
 
 
-def beside(place: tuple[int, int]) -> bool:
-    return place == (os.getpid(), threading.get_ident())
+def beside(place: tuple[int, str]) -> bool:
+    return place == (os.getpid(), threading.current_thread().name)
 
 
 def same_workers(**options: Any) -> bool:
