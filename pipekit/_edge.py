@@ -72,20 +72,16 @@ class Edge:
         self._limits = limits
         self._pace = Pace(limits.frame_limit, READER_SECONDS)
         self._flow = Pace(limits.frame_limit, FLOW_SECONDS)
+        self._all_readers = readers
+        self._set_frame_size()
         self._frames: deque[Frame] = deque()
         self._lent = 0  # items handed to readers that may still give them back
         self._getters: deque[Waiter] = deque()
         self._putters: deque[tuple[Waiter, Frame]] = deque()
         self._writers = writers
         self._readers = readers
-        self._all_readers = readers
         self._refuses: Signal | None = None  # what writers are told, once nothing more is let in
         self._cancelled = False
-
-    @property
-    def frame_size(self) -> int:
-        """Items that writers should put into a frame now."""
-        return min(self._pace.size, self._flow.size)
 
     @property
     def window(self) -> int:
@@ -165,6 +161,7 @@ class Edge:
         """A reader needed `seconds` for a frame of `items`, and waited `blocked` seconds more to hand on results."""
         self._pace.measured(items, seconds)
         self._flow.measured(items, seconds + blocked)
+        self._set_frame_size()
 
     def give_back(self, lent: int, frames: Sequence[Frame]) -> None:
         """A reader stops: of its `lent` items, those in `frames` go back to the front, the others were taken."""
@@ -216,11 +213,12 @@ class Edge:
             return False
         return waiting + items <= room
 
-    @property
-    def _needed(self) -> int:
-        """Items that wait in an elastic queue at most. What is lent is not among them: a reader in a long item may have
-        many items ahead, and the others must not want."""
-        return max(MIN_ROOM, FRAMES_AHEAD * self._all_readers * self.frame_size)
+    def _set_frame_size(self) -> None:
+        #: Items that writers should put into a frame now.
+        self.frame_size = min(self._pace.size, self._flow.size)
+        # Items that wait in an elastic queue at most. What is lent is not among them: a reader in a long item may have
+        # many items ahead, and the others must not want.
+        self._needed = max(MIN_ROOM, FRAMES_AHEAD * self._all_readers * self.frame_size)
 
     def _admit(self, frame: Frame) -> None:
         self.entered += frame.count
