@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pipekit._stats import RunStats as RunStats
     from pipekit._stats import StageStats as StageStats
     from pipekit._stats import WorkerState as WorkerState
+    from pipekit.backends.free_threaded import FreeThreadedBackend as FreeThreadedBackend
     from pipekit.backends.process import ProcessBackend as ProcessBackend
     from pipekit.backends.thread import ThreadBackend as ThreadBackend
 
@@ -47,6 +48,7 @@ __all__ = [
     "Cancelled",
     "Doing",
     "Failure",
+    "FreeThreadedBackend",
     "ItemNotPicklable",
     "NoInput",
     "NotPicklable",
@@ -86,6 +88,7 @@ _LATER = {
     "DROP": "pipekit._graph",
     "Doing": "pipekit._stats",
     "Failure": "pipekit._errors",
+    "FreeThreadedBackend": "pipekit.backends.free_threaded",
     "ItemNotPicklable": "pipekit._errors",
     "NoInput": "pipekit._pipeline",
     "NotPicklable": "pipekit._errors",

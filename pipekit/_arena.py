@@ -150,6 +150,7 @@ class Store:
 
 CAN_SHARE = hasattr(os, "memfd_create") and ARENA_SIZE >= LEAST_SHARED
 _own: Store | None = None
+_making = threading.Lock()
 
 
 def own_store() -> Store:
@@ -157,7 +158,8 @@ def own_store() -> Store:
     global _own
     store = _own
     if store is None:
-        store = _own = Store()
+        with _making:
+            store = _own = _own or Store()
     return store
 
 
@@ -167,5 +169,12 @@ def forget_own_store() -> None:
     _own = None
 
 
-if hasattr(os, "register_at_fork"):  # a forked process must not write to its parent's arena
-    os.register_at_fork(after_in_child=forget_own_store)
+def _after_fork_in_child() -> None:
+    """A forked process must not write to its parent's arena; and another thread may have held the lock."""
+    global _making
+    _making = threading.Lock()
+    forget_own_store()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

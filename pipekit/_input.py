@@ -12,7 +12,13 @@ from typing import Any, Protocol
 from pipekit._activity import Activity
 from pipekit._errors import Released
 from pipekit._frame import CannotTravel, Frame, part_repr
+from pipekit._one_reader import OneReader
 from pipekit._stats import Doing
+
+_READ_TWICE = (
+    "the items of a stage are read twice at the same time, by two threads of its function: "
+    "let one thread read and pass them on"
+)
 
 
 class Reader(Protocol):
@@ -41,7 +47,7 @@ class Input:
 
     def __init__(self, reader: Reader, writer: Waits, activity: Activity, before_waiting: Callable[[], None]) -> None:
         self.ended = False
-        self.error: Exception | None = None  # what the function must not pass over
+        self._error: Exception | None = None
         #: Called when all items of a frame have been read, before the next one is waited for.
         self.frame_passed: Callable[[], None] = _nothing
         self._reader = reader
@@ -50,7 +56,7 @@ class Input:
         self._before_waiting = before_waiting
         self._frame = _OpenFrame((), iter(()), None, 0)
         #: The items, frame by frame; and all in one.
-        self.frames: Iterator[Iterator[object]] = self._guarded_frames()
+        self.frames = OneReader(self._guarded_frames(), _READ_TWICE, _nothing)
         self.items: Iterator[object] = chain.from_iterable(self.frames)
 
     def _guarded_frames(self) -> Iterator[Iterator[object]]:
@@ -61,7 +67,7 @@ class Input:
         except (Released, GeneratorExit):
             raise
         except BaseException as error:
-            self.error = RuntimeError(f"{error!r} cut off its input, and its function went on without the rest")
+            self._error = RuntimeError(f"{error!r} cut off its input, and its function went on without the rest")
             raise
 
     def _frames(self) -> Iterator[Iterator[object]]:
@@ -69,6 +75,8 @@ class Input:
             blocked = self._writer.blocked
             started = perf_counter()
             parts, decode = frame.open()
+            # A list, since other threads ask its iterator how many are left: without a GIL, a tuple's may crash then.
+            parts = parts if isinstance(parts, list) else list(parts)
             self._frame = _OpenFrame(parts, iter(parts), decode, self.read)
             self._activity.begin(Doing.WORKING)
             yield self._frame.position if decode is None else map(self._decoded, self._frame.position)
@@ -91,13 +99,18 @@ class Input:
         try:
             return self._frame.decode(part)
         except BaseException as error:  # also StopIteration, which would end the frame unseen
-            self.error = CannotTravel("could not unpickle an item", error)
-            raise self.error from error
+            self._error = CannotTravel("could not unpickle an item", error)
+            raise self._error from error
 
     def leave(self) -> None:
         """Give back what the function has not read."""
         self._reader.leave(self._frame.consumed)
         self._frame = _OpenFrame((), iter(()), None, self.read)
+
+    @property
+    def error(self) -> Exception | None:
+        """What the function must not pass over."""
+        return self._error or self.frames.error
 
     @property
     def read(self) -> int:

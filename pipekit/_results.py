@@ -6,9 +6,9 @@ import threading
 from collections.abc import Iterator
 from itertools import chain
 from types import TracebackType
-from typing import TYPE_CHECKING, Never, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from pipekit._errors import PipekitError
+from pipekit._one_reader import OneReader
 from pipekit._public import public
 from pipekit._run import PATIENCE, Run
 from pipekit._stats import RunStats
@@ -27,57 +27,10 @@ else:
     _Chain = chain
 
 
-class _OneReader:
-    """The frames of a run, for one thread at a time; two are a mistake that both are told of.
-
-    `chain` is not made for two: it may drop a frame, and after an exception of this iterator it is at its end. So the
-    error is raised by a frame, and every later frame raises it too.
-    """
-
-    def __init__(self, run: Run, stall_timeout: float | None) -> None:
-        self._run = run
-        self._frames = run.frames(stall_timeout)
-        self._reading = threading.Lock()
-        self._reader = 0  # the thread that has it
-        self._misused = False
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Iterator[object]:
-        if not self._reading.acquire(blocking=False):
-            self._misused = True
-            return _TwoReaders()
-        self._reader = threading.get_ident()
-        try:
-            frame = None if self._misused else next(self._frames, None)
-            if self._misused:
-                self._run.stop()
-                return _TwoReaders()
-        finally:
-            self._reader = 0
-            self._reading.release()
-        if frame is None:
-            raise StopIteration
-        return frame
-
-    def is_interrupted(self) -> bool:
-        """Whether this thread is in the middle of reading: then what asks is a signal handler or a destructor."""
-        return self._reader == threading.get_ident()
-
-
-class _TwoReaders:
-    """Raises at every step; a generator would only at its first."""
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Never:
-        raise PipekitError(
-            "the same results are read twice at the same time, by two threads or by a signal handler: "
-            "let one thread read and pass them on, "
-            "or give each a run of its own by calling results() twice"
-        )
+_READ_TWICE = (
+    "the same results are read twice at the same time, by two threads or by a signal handler: "
+    "let one thread read and pass them on, or give each a run of its own by calling results() twice"
+)
 
 
 @public
@@ -92,11 +45,11 @@ class Results(_Chain[T]):
 
     # A chain of frames, so that items are delivered without Python code in between.
     _run: Run
-    _reader: _OneReader
+    _reader: OneReader
 
     @classmethod
     def _of(cls, run: Run, stall_timeout: float | None) -> Self:
-        reader = _OneReader(run, stall_timeout)
+        reader = OneReader(run.frames(stall_timeout), _READ_TWICE, run.stop)
         results = cls.from_iterable(reader)  # type: ignore[attr-defined]  # see _Chain
         results._run = run
         results._reader = reader

@@ -102,7 +102,8 @@ class Stage(Joinable[In, Out, P], Generic[In, Out, P]):
             workers: how many workers run the stage at the same time, default 1.
             qsize: how many of its results may wait for the next stage; 0 for no limit, default None: pipekit's choice,
                 at most 262,144 items and far fewer while the next stage is slow.
-            backend: "process" (the default), "thread", the name of an installed backend, or a Backend object.
+            backend: "process" (the default), "thread", "free-threaded", the name of an installed backend, or a Backend
+                object; "auto": "free-threaded" where Python has no GIL, else "process".
             key: a function of an item. Items with equal keys go to the same worker, in the order in which they came;
                 each worker has a queue of its own. Runs where the items come from. Keys are text, bytes, numbers,
                 None, dates, Enum members, UUIDs, paths, or tuples or frozensets of these. Default None: any worker.

@@ -10,7 +10,6 @@ Items pass through `chain`, `map`, `islice` and `list.extend`: the loop is per f
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import traceback
 from collections.abc import Sequence
@@ -141,11 +140,10 @@ def _says_released(error: BaseException) -> bool:
 
 
 def _where(thread: int) -> str:
-    """Where the stage's code is in this thread, as a traceback without the frames of the loop; "" if nowhere."""
-    frame = sys._current_frames().get(thread)
-    stack = [] if frame is None else traceback.extract_stack(frame)
-    ours = [index for index, entry in enumerate(stack) if entry.filename in LOOP_FILES]
-    return "".join(traceback.format_list(stack[ours[-1] + 1 :] if ours else stack))
+    """Where the stage's code is in this thread, as a traceback without the frames of the loop; "" if not known."""
+    from pipekit._stack import calls_of  # only a run that stands still asks
+
+    return calls_of(thread, LOOP_FILES)
 
 
 def describe(error: BaseException, stage: str, worker: str, item: str | None, did: str = "raised") -> Failure:

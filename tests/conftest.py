@@ -18,8 +18,11 @@ os.environ["PIPEKIT_SHARED_MEMORY"] = str(4 << 20)
 import pipekit
 from pipekit import _fusion
 from pipekit._frame import FORCED_SIZE
+from pipekit._gil import gil_is_on
+from pipekit._stack import calls_of
 
-BACKENDS = ["thread", "process"]
+#: Those that run on this interpreter.
+BACKENDS = ["thread", "process"] if gil_is_on() else ["thread", "process", "free-threaded"]
 
 #: For what is said of slow items: they travel alone.
 items_travel_alone = pytest.mark.skipif(FORCED_SIZE > 1, reason="frames are forced to hold several items")
@@ -31,27 +34,31 @@ def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=[f"{first}-{second}" for first in BACKENDS for second in BACKENDS])
+@pytest.fixture(params=[f"{first}/{second}" for first in BACKENDS for second in BACKENDS])
 def backend_pair(request: pytest.FixtureRequest) -> tuple[str, str]:
     """Each ordered pair of backends in turn."""
-    first, second = str(request.param).split("-")
+    first, second = str(request.param).split("/")
     return first, second
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _helpers_of_multiprocessing_started() -> None:
-    """The fork server and the resource tracker stay until the program ends: have them before leaks are counted."""
+def _helpers_started() -> None:
+    """The fork server, the resource tracker, and the pipe by which threads tell where they are, stay until the program
+    ends: have them before leaks are counted."""
     pipekit.Stage(range, 1).execute()
+    calls_of(threading.get_ident(), ())
 
 
-@pytest.fixture(autouse=True)
-def _fused_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _fused_only_if_asked() -> Iterator[None]:
     """Stages share workers where a test asks for it, on machines with few CPUs and with many."""
-    monkeypatch.setattr(_fusion, "usable_cpus", lambda: 1000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_fusion, "usable_cpus", lambda: 1000)
+        yield
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left_behind(_helpers_of_multiprocessing_started: None) -> Iterator[None]:
+def _nothing_left_behind(_helpers_started: None) -> Iterator[None]:
     before = _belongings()
     yield
     if not _belongings() <= before:

@@ -330,7 +330,7 @@ def test_a_key_divides_the_items_of_all_stages_that_share_workers(backend: str) 
 @pytest.mark.parametrize("place", range(3))
 def test_a_stage_in_a_call_without_end_is_named_and_the_others_wait_for_it(backend: str, place: int) -> None:
     release = threading.Event()
-    stuck = StuckAtThree(release if backend == "thread" else None)
+    stuck = StuckAtThree(None if backend == "process" else release)
     results = three(place, stuck, backend=backend, fuse=True, qsize=1).results(stall_timeout=0.4)
     eventually(lambda: results.stats().stages[1].received > 0)
     with pytest.raises(Stalled) as caught:

@@ -767,7 +767,7 @@ def product_of_failures() -> list[Any]:
     """What ends a process strikes where there is one: in a thread it would be the end of the program itself."""
     pairs = [(one, other) for one in BACKENDS for other in BACKENDS]
     return [
-        pytest.param("-".join(pair), struck, how, id=f"{'-'.join(pair)}-{struck}-{how}")
+        pytest.param("/".join(pair), struck, how, id=f"{'/'.join(pair)}-{struck}-{how}")
         for pair, struck, how in itertools.product(pairs, STRUCK, [*RAISED, *DEATHS])
         if how in RAISED or backend_of(struck, pair) == "process"
     ]

@@ -299,7 +299,7 @@ def test_a_choosing_function_that_cannot_be_pickled_is_an_error_at_the_start() -
 def test_the_choice_is_made_in_the_workers_left_of_it(backend: str) -> None:
     here = os.getpid()
     where = route(lambda _: os.getpid() == here, {True: tagged("here", "thread"), False: tagged("there", "thread")})
-    assert list(([1] | same(backend) | where).results()) == [("here" if backend == "thread" else "there", 1)]
+    assert list(([1] | same(backend) | where).results()) == [("there" if backend == "process" else "here", 1)]
 
 
 def test_the_choice_is_made_once_for_each_item() -> None:

@@ -23,6 +23,7 @@ PACKAGE = ROOT / "pipekit"
 #: A module imports only modules above it: contracts before what keeps them, declaring before compiling before running.
 ORDER = [
     "pipekit._public",
+    "pipekit._gil",
     "pipekit._errors",
     "pipekit._outlet",
     "pipekit._pickling",
@@ -35,8 +36,10 @@ ORDER = [
     "pipekit._live",
     "pipekit._activity",
     "pipekit._output",
+    "pipekit._one_reader",
     "pipekit._input",
     "pipekit._steps",
+    "pipekit._stack",
     "pipekit._worker",
     "pipekit.backends._base",
     "pipekit._channel",
@@ -64,6 +67,7 @@ ORDER = [
     "pipekit.backends._in_fork_server",
     "pipekit.backends._launch",
     "pipekit.backends.thread",
+    "pipekit.backends.free_threaded",
     "pipekit.backends.process",
     "pipekit",
     "pipekit.testing._faults",

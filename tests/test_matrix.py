@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 import pytest
+from conftest import BACKENDS
 from faults import (
     HOWS,
     KILLED_FROM_OUTSIDE,
@@ -124,12 +125,12 @@ class Case:
 
     @property
     def is_in_callers_process(self) -> bool:
-        return self.backend == "thread" or self.struck in ("iterable", "results")
+        return self.backend != "process" or self.struck in ("iterable", "results")
 
 
 def without_meaning(case: Case) -> str | None:
     """Why a combination is none, or None if it is one."""
-    if case.backend == "thread" and case.where in TRAVELS:
+    if case.backend != "process" and case.where in TRAVELS:
         return "threads hand on the object itself: nothing is pickled"
     if case.stage in ("iterable", "source") and case.where in ("item-pickle", "item-unpickle"):
         return "a source reads no items"
@@ -145,7 +146,7 @@ def without_meaning(case: Case) -> str | None:
 
 
 def _product() -> Iterator[Case]:
-    for backend in ("process", "thread"):
+    for backend in BACKENDS:
         for where in PLACES:
             for how in HOWS:
                 for stage in STAGES:

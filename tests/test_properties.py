@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import conftest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from stage_functions import Odd, doubled, faulty, halved, listed, odd, plus_one, same, twice
@@ -49,7 +50,7 @@ def made(function: str, *, key: Any = None, **options: Any) -> Any:
     return plus_one.setup(key=key, **options) | plus_one.setup(key=None) | halved.setup(**options)
 
 
-BACKENDS = st.sampled_from(["thread", "process"])
+BACKENDS = st.sampled_from(conftest.BACKENDS)
 QSIZES = st.sampled_from([None, 0, 1, 2, 5])
 FUSE = st.sampled_from([None, True, False])
 STAGES = st.builds(Declared, st.sampled_from(["mapped", *sorted(FUNCTIONS)]), st.integers(1, 3), QSIZES, BACKENDS, FUSE)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 
+from conftest import BACKENDS
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 from stage_functions import KEYS, Modulo, counted, faulty, first_three, same, summed
@@ -206,7 +207,7 @@ class _Drawing:
         workers = 1 if function == "summed" else self._one_of([1, 2, 3])
         processes = 3 * workers if function == "mapped" else workers  # if they are not fused
         room = self._process_workers + processes <= MOST_PROCESS_WORKERS
-        backend = self._one_of(["thread", "process"]) if room else "thread"
+        backend = self._one_of(BACKENDS if room else [name for name in BACKENDS if name != "process"])
         self._process_workers += processes if backend == "process" else 0
         keys: list[str | None] = [*KEYS] if function == "counted" else [None, None, *KEYS]
         step = Step(
@@ -346,7 +347,7 @@ STOPPERS = st.builds(
     st.just("first_three"),
     st.integers(1, 3),
     st.sampled_from([None, 0, 1, 2]),
-    st.sampled_from(["thread", "process"]),
+    st.sampled_from(BACKENDS),
 )
 
 

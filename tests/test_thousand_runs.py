@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import psutil
 import pytest
-from conftest import eventually, workers_alive
+from conftest import BACKENDS, eventually, workers_alive
 
 from pipekit import ProcessBackend, TaskException, WorkerDied, map_stage
 
@@ -42,8 +42,7 @@ def _pipe(*backends: Any) -> Pipe:
 
 
 PIPES = {
-    "thread": _pipe("thread"),
-    "process": _pipe("process"),
+    **{backend: _pipe(backend) for backend in BACKENDS},
     "mixed": _pipe("process", "thread"),
     "spawn": _pipe(ProcessBackend("spawn")),
     "fork": _pipe(ProcessBackend("fork")),
@@ -82,7 +81,7 @@ OUTCOMES: dict[str, list[Callable[[Pipe], None]]] = {
     "all in turn": [_succeed, _fail, _break, _drop_unread],
 }
 CASES = [
-    *((kind, outcome) for kind in ("thread", "process", "mixed") for outcome in OUTCOMES if outcome != "die"),
+    *((kind, outcome) for kind in (*BACKENDS, "mixed") for outcome in OUTCOMES if outcome != "die"),
     ("process", "die"),
     ("spawn", "all in turn"),
     ("fork", "all in turn"),

@@ -69,7 +69,9 @@ def main(connection: socket.socket, names: Names, levels: Levels | None) -> None
     if hasattr(os, "register_at_fork"):  # a process forked by the stage must not keep the connection open
         os.register_at_fork(after_in_child=connection.close)
     connection.set_inheritable(False)  # nor one that it starts
-    if not faulthandler.is_enabled():  # where native code crashes, its stack is the last that the parent hears
+    # Where native code crashes, its stack is the last that the parent hears, unless the program wants it elsewhere.
+    # (In development mode Python writes it to stderr, in every process.)
+    if not faulthandler.is_enabled() or sys.flags.dev_mode:
         faulthandler.enable(connection.fileno(), all_threads=False)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=faulthandler.disable)

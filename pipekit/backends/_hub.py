@@ -23,9 +23,10 @@ class Hub:
     def __init__(self, on_error: Callable[[BaseException], None]) -> None:
         self._on_error = on_error
         self._selector = selectors.DefaultSelector()
-        self._calls: deque[Callable[[], None]] = deque()
+        self._calls: deque[Callable[[], None]] = deque()  # added under the lock
         self._afterwards: dict[Callable[[], None], None] = {}  # an ordered set
-        self._signalled = False
+        self._signalled = False  # under the lock: a byte is on its way, so a pass of the hub is still to come
+        self._lock = threading.Lock()
         self._closing = False
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
@@ -53,8 +54,11 @@ class Hub:
 
     def call(self, function: Callable[[], None]) -> None:
         """Have `function` called by the hub's thread; from any thread, in the order of the calls."""
-        self._calls.append(function)
-        if not self._signalled and threading.get_ident() != self._thread.ident:
+        with self._lock:
+            self._calls.append(function)
+            must_wake = not self._signalled and threading.get_ident() != self._thread.ident
+            self._signalled = self._signalled or must_wake
+        if must_wake:
             self._wake()
 
     def call_afterwards(self, function: Callable[[], None]) -> None:
@@ -73,9 +77,6 @@ class Hub:
             self._selector.unregister(file)
 
     def _wake(self) -> None:
-        # Set before the byte goes out and cleared before the calls are run: a call is either seen by a pass that is
-        # still to come, or sends a byte of its own.
-        self._signalled = True
         try:
             self._wake_writer.send(b"\0")
         except OSError:  # full: it will wake anyway; or closed: the run is over
@@ -83,7 +84,9 @@ class Hub:
 
     def _woken(self, _: int) -> None:
         self._wake_reader.recv(4096)
-        self._signalled = False
+        # Before the calls are run: a call is either seen by the pass that follows, or sends a byte of its own.
+        with self._lock:
+            self._signalled = False
 
     def _run(self) -> None:
         while not self._closing:

@@ -19,17 +19,20 @@ GROUP = "pipekit.backends"
 _BUILT_IN = {
     "thread": ("pipekit.backends.thread", "ThreadBackend"),
     "process": ("pipekit.backends.process", "ProcessBackend"),
+    "free-threaded": ("pipekit.backends.free_threaded", "FreeThreadedBackend"),
 }
+#: The name that stands for the cheapest of them that runs Python code in parallel here.
+AUTO = "auto"
 _WARM_UPS = {"process": ("pipekit.backends._launch", "start_default_server")}
 
 
 def check_backend_name(name: str) -> None:
     """Raise OptionError if there is no backend of that name."""
-    if name in _BUILT_IN:
+    if name in _BUILT_IN or name == AUTO:
         return
     announced = _announced().names
     if name not in announced:
-        known = ", ".join(repr(known) for known in sorted({*_BUILT_IN, *announced}))
+        known = ", ".join(repr(known) for known in sorted({AUTO, *_BUILT_IN, *announced}))
         raise OptionError(f"there is no backend {name!r}: use one of {known}, or a Backend object")
 
 
@@ -37,8 +40,8 @@ def warm_up(backend: str | Backend) -> None:
     """`Backend.warm_up`; of a built-in one before its other modules are imported, which takes as long."""
     if isinstance(backend, Backend):
         backend.warm_up()
-    elif backend in _WARM_UPS:
-        module, function = _WARM_UPS[backend]
+    elif (name := _meant(backend)) in _WARM_UPS:
+        module, function = _WARM_UPS[name]
         getattr(import_module(module), function)()
 
 
@@ -52,11 +55,20 @@ def resolve_backend(backend: str | Backend) -> Backend:
     if isinstance(backend, Backend):
         return backend
     check_backend_name(backend)
-    made = _load(backend)
+    made = _load(_meant(backend))
     made = made() if isinstance(made, type) else made
     if not isinstance(made, Backend):
         raise BackendUnavailable(f"the entry point {backend!r} in the group {GROUP!r} gives {made!r}, not a Backend")
     return made
+
+
+def _meant(name: str) -> str:
+    """The name of the backend that `AUTO` stands for here; or the name itself."""
+    if name != AUTO:
+        return name
+    from pipekit._gil import gil_is_on  # to declare a pipeline takes as few modules as possible
+
+    return "process" if gil_is_on() else "free-threaded"
 
 
 def _load(name: str) -> object:

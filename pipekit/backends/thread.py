@@ -25,11 +25,13 @@ class ThreadBackend(Backend):
     def prepare(self, task: Task) -> Task:
         return task
 
-    def executor(self) -> Executor:
-        return _ThreadExecutor()
+    def executor(self) -> ThreadExecutor:
+        return ThreadExecutor()
 
 
-class _ThreadExecutor(Executor):
+class ThreadExecutor(Executor):
+    """The threads of one run."""
+
     def __init__(self) -> None:
         self._flusher = Flusher()
         self._workers: list[_ThreadWorker] = []
@@ -37,9 +39,14 @@ class _ThreadExecutor(Executor):
     def open(
         self, prepared: Task, name: str, inbox: Inbox | None, outboxes: Sequence[Outbox], report: Report
     ) -> Worker:
-        worker = _ThreadWorker(prepared, name, inbox, outboxes, report, self._flusher)
+        reader = None if inbox is None else self.reader(inbox)
+        worker = _ThreadWorker(prepared, name, reader, outboxes, report, self._flusher)
         self._workers.append(worker)
         return worker
+
+    def reader(self, inbox: Inbox) -> BlockingReader:
+        """A worker's reading end."""
+        return BlockingReader(inbox)
 
     def start(self) -> None:
         for worker in self._workers:
@@ -56,17 +63,17 @@ class _ThreadWorker(Worker):
         self,
         task: Task,
         name: str,
-        inbox: Inbox | None,
+        reader: BlockingReader | None,
         outboxes: Sequence[Outbox],
         report: Report,
         flusher: Flusher,
     ) -> None:
-        self._reader = None if inbox is None else BlockingReader(inbox)
+        self._reader = reader
         self._writers = [
             BlockingWriter(outbox, pickled=pickled, share=share)
             for outbox, pickled, share in zip(outboxes, task.pickled, task.shared, strict=True)
         ]
-        self._loop = WorkerLoop(task, name, self._reader, self._writers, flusher)
+        self._loop = WorkerLoop(task, name, reader, self._writers, flusher)
         self._report = report
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
