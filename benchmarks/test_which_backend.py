@@ -8,6 +8,8 @@ from __future__ import annotations
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
+from random import Random
 from typing import Any, NamedTuple
 
 import pytest
@@ -28,7 +30,8 @@ BACKENDS = [
 
 
 def _texts(items: int) -> Iterator[bytes]:
-    return (f"{item} {item * item} ".encode() * 4000 for item in range(items))
+    """The same text each time: to make it would take as long as to compress it."""
+    return repeat(Random(1).randbytes(20_000).hex().encode(), items)
 
 
 def _dicts(items: int) -> Iterator[dict[str, object]]:
