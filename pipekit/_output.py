@@ -33,7 +33,7 @@ QUICK = 1 << 10
 #: Seconds that the flusher's thread gets to finish what it is doing; nothing of it takes long.
 STOP_SECONDS = 1.0
 
-
+#: At the start. Where it is switched on later, all stays right.
 GIL = gil_is_on()
 
 

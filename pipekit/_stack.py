@@ -43,7 +43,7 @@ def _from_interpreter(thread: int) -> list[traceback.FrameSummary]:
 def _from_thread(thread: int, outer: Sequence[str]) -> list[traceback.FrameSummary]:
     with _asking:
         pipe = _Pipe.of_this_process()
-        text = "" if pipe is None else pipe.ask(thread, [f'  File "{file}"' for file in outer])
+        text = "" if pipe is None or not thread else pipe.ask(thread, [f'  File "{file}"' for file in outer])
     found = [traceback.FrameSummary(file, int(line), name) for file, line, name in _CALL.findall(text)]
     return found[::-1]
 

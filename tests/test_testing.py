@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipekit import StartError, ThreadBackend, map_stage
+from pipekit import BackendUnavailable, StartError, ThreadBackend, map_stage
 from pipekit.backends import Backend, Executor, Frame, Inbox, Outbox, Outcome, Report, Signal, Task, Waiter, Worker
 from pipekit.testing import CHECKS, Check, CheckFailed, Faults, FaultyBackend, check_backend
 
@@ -173,6 +173,15 @@ def test_check_backend_names_every_promise_that_is_not_kept(monkeypatch: pytest.
         "first: the first holds",
         "second: the second (Va",
     ]
+
+
+def test_a_backend_that_cannot_run_here_is_unavailable_to_its_checks_too() -> None:
+    class Elsewhere(BrokenBackend):
+        def prepare(self, task: Task) -> Task:
+            raise BackendUnavailable("not here")
+
+    with pytest.raises(BackendUnavailable, match="not here"):
+        check_backend(Elsewhere())
 
 
 def test_check_backend_is_silent_about_a_backend_that_keeps_them_all(monkeypatch: pytest.MonkeyPatch) -> None:

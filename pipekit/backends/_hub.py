@@ -56,10 +56,9 @@ class Hub:
         """Have `function` called by the hub's thread; from any thread, in the order of the calls."""
         with self._lock:
             self._calls.append(function)
-            must_wake = not self._signalled and threading.get_ident() != self._thread.ident
-            self._signalled = self._signalled or must_wake
-        if must_wake:
-            self._wake()
+            if not self._signalled and threading.get_ident() != self._thread.ident:
+                self._wake()  # which waits for nothing; and before it is noted: who is interrupted here wakes twice
+                self._signalled = True
 
     def call_afterwards(self, function: Callable[[], None]) -> None:
         """Call `function` once, when all that is ready now is done; for the hub's own thread."""

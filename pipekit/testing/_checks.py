@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from typing import Any
 
 from pipekit import (
     DROP,
+    BackendUnavailable,
     Doing,
     ItemNotPicklable,
     NotPicklable,
@@ -32,6 +31,7 @@ from pipekit import (
     stage,
     tee,
 )
+from pipekit._stack import calls_of
 from pipekit.backends import Backend
 from pipekit.backends._registry import resolve_backend
 from pipekit.testing._faults import Faults, FaultyBackend
@@ -68,6 +68,7 @@ class Check:
 
         Raises:
             CheckFailed: the promise is not kept.
+            BackendUnavailable: the backend cannot run here.
         """
         outcome: list[BaseException | None] = []
         arguments = (resolve_backend(backend), outcome)
@@ -76,6 +77,8 @@ class Check:
         thread.join(timeout)
         if not outcome:
             raise CheckFailed(f"{self.name}: it hangs; after {timeout:g} s the threads are here:\n{_all_stacks()}")
+        if isinstance(outcome[0], BackendUnavailable):
+            raise outcome[0]
         if outcome[0] is not None:
             raise CheckFailed(f"{self.name}: {self.promise} ({outcome[0]!r})") from outcome[0]
 
@@ -100,6 +103,7 @@ def check_backend(backend: str | Backend, *, timeout: float = 60.0) -> None:
 
     Raises:
         ExceptionGroup: of CheckFailed, one for each promise that is not kept.
+        BackendUnavailable: the backend cannot run here.
     """
     failed = []
     for check in CHECKS:
@@ -145,12 +149,7 @@ def _failure_of(pipeline: Pipeline[Any, Any]) -> TaskException:
 
 
 def _all_stacks() -> str:
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    stacks = (
-        f"{names.get(ident)}\n{''.join(traceback.format_stack(frame))}"
-        for ident, frame in sys._current_frames().items()
-    )
-    return "\n".join(stacks)
+    return "\n".join(f"{thread.name}\n{calls_of(thread.ident or 0, ())}" for thread in threading.enumerate())
 
 
 def _same(items: Iterable[Any]) -> Iterator[Any]:
