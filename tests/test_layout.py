@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import metadata
 from itertools import chain
 from pathlib import Path
 
@@ -233,3 +234,12 @@ def test_the_wheel_is_what_is_tested() -> None:
     assert (here.parent / "py.typed").exists()
     in_workers = pipekit.Stage(lambda: [pipekit.__file__]).execute()
     assert in_workers == pipekit.__file__
+
+
+@pytest.mark.skipif("PIPEKIT_TEST_WHEEL" not in os.environ, reason="only tox tests the built wheel")
+def test_the_wheel_names_every_python_that_it_is_for() -> None:
+    classifiers = metadata("pipekit-parallel").get_all("Classifier") or []
+    versions = [f"Programming Language :: Python :: {version}" for version in ("3.11", "3.12", "3.13", "3.14")]
+    assert {*versions, "Programming Language :: Python :: Free Threading :: 2 - Beta", "Typing :: Typed"} <= {
+        *classifiers
+    }
