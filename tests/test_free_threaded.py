@@ -237,32 +237,29 @@ def test_a_slow_item_that_only_computes_keeps_back_nothing_of_other_workers(back
     count = 100 * QUICK
     spinning, release = threading.Event(), threading.Event()
 
-    def spins_at_last(number: int) -> int:
-        if number == count - 1:
-            spinning.set()
-            while not release.is_set():
-                pass
-        return number
+    def spins_at_last(numbers: Iterable[int]) -> Iterator[int]:
+        for number in numbers:
+            if number == count - 1:
+                spinning.set()
+                while not release.is_set():
+                    pass
+            yield number
 
-    def waits_for_it(item: str) -> str:
-        if item == "slow":
+    def waits(word: str) -> str:
+        if word == "first":
             spinning.wait(60)
-            waiting.set()
+        if word == "last":
             release.wait(60)
-        return item
+        return word
 
-    waiting = threading.Event()
-    quick = ["quick"] * 10 + ["slow"]
-    numbers = range(count) | map_stage(backend=backend)(spins_at_last)
-    words = quick | map_stage(backend=backend)(waits_for_it)
-    with merge(numbers, words).results(stall_timeout=30) as results:
-        arrived = Counter(type(next(results)) for _ in range(count // 2))
-        waiting.wait(60)
-        while arrived[str] < 10:
-            arrived[type(next(results))] += 1
-        release.set()
-        arrived.update(map(type, results))
-    assert arrived == {int: count, str: 11}
+    words = ["first", *10 * ["quick"], "last"]
+    pipe = merge(range(count) | stage(backend=backend)(spins_at_last), words | map_stage(backend=backend)(waits))
+    arrived: Counter[object] = Counter()
+    for result in pipe.results(stall_timeout=30):
+        arrived[type(result)] += 1
+        if arrived[str] == len(words) - 1:
+            release.set()
+    assert arrived == {int: count, str: len(words)}
 
 
 # -- where a thread is

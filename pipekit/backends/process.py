@@ -164,9 +164,9 @@ class _ProcessExecutor(Executor):
         self._context = multiprocessing.get_context(method)
         if method == "fork":
             import logging.handlers  # noqa: F401  # once, or each worker would
-        self._hub = Hub(self._on_error)
-        self._logs = LogReceiver()
         self._workers: list[_ProcessWorker] = []
+        self._hub = Hub(partial(_fail_all, self._workers))
+        self._logs = LogReceiver()
 
     def open(
         self,
@@ -210,12 +210,14 @@ class _ProcessExecutor(Executor):
         self._logs.close()
         for worker in self._workers:
             worker.close()
+        self._workers.clear()  # and with them what refers back to the run: it goes without waiting for a collection
         forget_own_store()
 
-    def _on_error(self, error: BaseException) -> None:
-        """A callback of the hub raised: an error in pipekit or in a payload's code. The run fails, it does not hang."""
-        for worker in self._workers:
-            worker.fail(error)
+
+def _fail_all(workers: Sequence[_ProcessWorker], error: BaseException) -> None:
+    """A callback of the hub raised: an error in pipekit or in a payload's code. The run fails, it does not hang."""
+    for worker in workers:
+        worker.fail(error)
 
 
 class _ProcessWorker(Worker):
@@ -293,6 +295,8 @@ class _ProcessWorker(Worker):
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._socket.close()
+        for waiter in (self._reader, *self._writers):
+            waiter.close()
 
     def wait_until_made(self) -> None:
         wait_until_made(self._process)
@@ -579,6 +583,14 @@ class _Waiter:
 
     def wake(self, answer: Frame | Signal) -> None:
         self._hub.call(partial(self._callback, answer))
+
+    def close(self) -> None:
+        """It refers to its worker, which has it."""
+        self._callback = _ignore
+
+
+def _ignore(answer: Frame | Signal) -> None:
+    pass
 
 
 def _pickled(frame: Frame) -> Pickled:

@@ -54,6 +54,7 @@ class ThreadExecutor(Executor):
 
     def close(self) -> None:
         self._flusher.stop()
+        self._workers.clear()  # they may refer back
 
 
 class _ThreadWorker(Worker):
