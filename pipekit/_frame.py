@@ -166,8 +166,11 @@ class Frame:
 
     def open(self) -> tuple[Sequence[Any], Callable[[Any], object] | None]:
         """The parts, one an item, and what turns a part into its item (None: it is the item)."""
-        if isinstance(self.payload, (list, tuple)):
+        if isinstance(self.payload, list):
             return self.payload, None
+        if isinstance(self.payload, tuple):
+            # Another thread may ask its iterator how many are left, or empty it: a tuple's may crash without a GIL.
+            return list(self.payload), None
         return self.payload.open()  # type: ignore[union-attr]  # not a Sequence: a Payload
 
     def rest(self, consumed: int) -> Frame | None:

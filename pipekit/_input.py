@@ -75,8 +75,6 @@ class Input:
             blocked = self._writer.blocked
             started = perf_counter()
             parts, decode = frame.open()
-            # A list, since other threads ask its iterator how many are left: without a GIL, a tuple's may crash then.
-            parts = parts if isinstance(parts, list) else list(parts)
             self._frame = _OpenFrame(parts, iter(parts), decode, self.read)
             self._activity.begin(Doing.WORKING)
             yield self._frame.position if decode is None else map(self._decoded, self._frame.position)

@@ -137,7 +137,7 @@ class Flusher:
                 output.offer_late(now)
 
 
-def _started(target: Callable[[], None]) -> threading.Thread | None:
+def _started(target: Callable[[], object]) -> threading.Thread | None:
     thread = threading.Thread(target=target, name="pipekit-flusher", daemon=True)
     try:
         thread.start()
@@ -282,7 +282,6 @@ class OneOutput(Output):
         super().__init__(flusher, activity)
         self._collection = _Collection(writer, pickled=pickled)
         self._earlier = 0  # results before those in the collection
-        self._locked = False  # the collection may be, for as long as the function computes
         self._offering: threading.Thread | None = None
 
     @property
@@ -305,9 +304,7 @@ class OneOutput(Output):
         elif most < QUICK:
             _extend(collection.parts, results)
         else:
-            self._locked = not GIL
-            collection.parts.extend(_Expected(results, most))
-            self._locked = False
+            collection.extend_quick(results, most)
         return len(collection.parts) - before
 
     def flush(self) -> None:
@@ -325,13 +322,12 @@ class OneOutput(Output):
     def offer(self) -> None:
         """Hand on what is collected if that needs no waiting.
 
-        Without a GIL, a list is locked while it is extended, unless the thread that does it waits for something. Quick
-        results that a slow one keeps there, which only computes, are waited for by a thread of their own.
+        Quick results that a slow one keeps locked, which only computes, are waited for by a thread of their own.
         """
-        if not self._locked:
-            self._collection.offer()
-        elif self._offering is None or not self._offering.is_alive():
-            self._offering = _started(self._collection.offer)
+        if self._collection.offer():
+            return
+        if self._offering is None or not self._offering.is_alive():
+            self._offering = _started(partial(self._collection.offer, wait=True))
 
 
 class ManyOutputs(Output):
@@ -440,9 +436,19 @@ class _Collection:
         self.parts: list[object] = []
         self.plain = pickled
         self._unready = False  # the last part may be a result that must be pickled first
+        self._locked = False  # `parts` may be, for as long as the function computes; set under the lock
         self._sent = 0
         self._free = 1  # of the frame that is being filled, where they are added one by one
         self._lock = threading.Lock()
+
+    def extend_quick(self, results: Iterator[Any], most: int) -> None:
+        """Add results that take little time. Without a GIL, the list is locked meanwhile, unless this thread waits."""
+        with self._lock:
+            self._locked = not GIL
+        try:
+            self.parts.extend(_Expected(results, most))
+        finally:
+            self._locked = False
 
     def extend_pickled(self, results: Iterator[Any]) -> None:
         """Add results, each pickled before the next one is made, if its value can change.
@@ -490,8 +496,11 @@ class _Collection:
         self._free = self.writer.frame_size
         return parts
 
-    def offer(self) -> None:
+    def offer(self, *, wait: bool = False) -> bool:
+        """Hand on what is there, if there is room; False if the list is locked, and not to be waited for."""
         with self._lock:
+            if self._locked and not wait:
+                return False
             sent = self._sent
             try:
                 parts = self._take()
@@ -500,6 +509,7 @@ class _Collection:
                 accepted = False
             if not accepted:
                 self._sent = sent
+        return True
 
     def _take(self) -> list[object]:
         parts = self.parts[self._sent :]

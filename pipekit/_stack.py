@@ -20,9 +20,13 @@ from time import monotonic
 
 from pipekit._gil import gil_is_on
 
-#: Seconds that a thread gets for it. One that has blocked the signal does not answer.
-ANSWER_SECONDS = 0.2
+#: Seconds that a thread gets for it, and how often it is asked. One that has blocked the signal does not answer; nor
+#: one that gets it while another has not quite finished, since `faulthandler` writes one stack at a time.
+ANSWER_SECONDS, TRIES = 0.1, 2
+_BEGIN = "Stack (most recent call first):\n"
 _CALL = re.compile(r'^  File "(.*)", line (\d+) in (.*)$', re.MULTILINE)
+# The outermost call of a thread, of a program or module; or what stands for those beyond the hundredth.
+_END = re.compile(r"( in _bootstrap| in <module>|^  \.\.\.)\n", re.MULTILINE)
 
 
 def calls_of(thread: int, outer: Sequence[str]) -> str:
@@ -30,8 +34,9 @@ def calls_of(thread: int, outer: Sequence[str]) -> str:
 
     outer: files whose code has made the calls that are asked for; what is around them is left out.
     """
-    calls = _from_interpreter(thread) if gil_is_on() else _from_thread(thread, outer)
-    ours = [index for index, call in enumerate(calls) if call.filename in outer]
+    calls = _from_interpreter(thread) if gil_is_on() else _from_thread(thread)
+    files = {*outer, *map(_as_written, outer)}
+    ours = [index for index, call in enumerate(calls) if call.filename in files]
     return "".join(traceback.format_list(calls[ours[-1] + 1 :] if ours else calls))
 
 
@@ -40,12 +45,24 @@ def _from_interpreter(thread: int) -> list[traceback.FrameSummary]:
     return [] if frame is None else list(traceback.extract_stack(frame))
 
 
-def _from_thread(thread: int, outer: Sequence[str]) -> list[traceback.FrameSummary]:
+def _from_thread(thread: int) -> list[traceback.FrameSummary]:
+    text = ""
     with _asking:
         pipe = _Pipe.of_this_process()
-        text = "" if pipe is None or not thread else pipe.ask(thread, [f'  File "{file}"' for file in outer])
+        for _ in range(TRIES):
+            text = text or ("" if pipe is None or not thread else pipe.ask(thread))
     found = [traceback.FrameSummary(file, int(line), name) for file, line, name in _CALL.findall(text)]
     return found[::-1]
+
+
+def _as_written(file: str) -> str:
+    """A file's name as `faulthandler` writes it."""
+    return file.encode("ascii", "backslashreplace").decode()
+
+
+def _after_begin(text: str) -> str:
+    """The last answer in a text; before it, there may be the end of one that came late."""
+    return text.rpartition(_BEGIN)[2] if _BEGIN in text else ""
 
 
 class _Pipe:
@@ -62,30 +79,34 @@ class _Pipe:
         self._number = number
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)  # who writes there is in a signal handler
         faulthandler.register(number, self._writer, all_threads=False)
 
     @classmethod
     def of_this_process(cls) -> _Pipe | None:
-        """None where there is no signal for it."""
+        """None where there is no signal for it, or no descriptor."""
         if cls._pid != os.getpid():  # a fork has its parent's
             number = _unused_signal()
-            cls._made = None if number is None else cls(number)
+            try:
+                cls._made = None if number is None else cls(number)
+            except OSError:
+                return None
             cls._pid = os.getpid()
         return cls._made
 
-    def ask(self, thread: int, ends: Sequence[str]) -> str:
-        """What `faulthandler` writes of a thread, innermost call first, down to a line that begins as one of `ends`."""
-        self._read()  # what is left of an answer before
+    def ask(self, thread: int) -> str:
+        """What `faulthandler` writes of a thread, innermost call first."""
+        self._read()  # what is left of an answer that came late
         try:
             signal.pthread_kill(thread, self._number)
         except OSError:  # it has ended
             return ""
         deadline = monotonic() + ANSWER_SECONDS
         text = ""
-        while not any(end in text for end in ends) and monotonic() < deadline:
+        while not _END.search(_after_begin(text)) and monotonic() < deadline:
             select.select([self._reader], [], [], max(0.0, deadline - monotonic()))
             text += self._read()
-        return text
+        return _after_begin(text)
 
     def _read(self) -> str:
         try:

@@ -6,6 +6,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pipekit._channel import BlockingReader
@@ -27,7 +28,7 @@ class FreeThreadedBackend(ThreadBackend):
     """Run each worker in a thread of this process, where threads run Python code at the same time.
 
     That takes a free-threaded build of Python: on any other, and where the GIL was switched on, the pipeline raises
-    BackendUnavailable when it is started. Items are passed on as they are, not copied.
+    BackendUnavailable when it is compiled. Items are passed on as they are, not copied.
     """
 
     name = "free-threaded"
@@ -70,7 +71,8 @@ class _FreeThreadedExecutor(ThreadExecutor):
             if module is None and self._looks and not last:
                 return
             self._looks = 0
-        warnings.warn(_SWITCHED_ON.format(module or "an extension module"), RuntimeWarning, stacklevel=2)
+        with suppress(RuntimeWarning):  # where warnings are errors, the import has raised one, and the run goes on
+            warnings.warn(_SWITCHED_ON.format(module or "an extension module"), RuntimeWarning, stacklevel=1)
 
 
 class _Watchful(BlockingReader):
@@ -105,13 +107,22 @@ def _why_the_gil_is_on() -> str:
 
 
 def _module_that_needs_the_gil() -> str | None:
-    """The extension module whose import has switched the GIL on, quoted, as CPython has warned of it; None if that is
-    not known. Where warnings are not ignored, the module in which one was raised keeps it in a registry."""
+    """The extension module whose import has switched the GIL on, quoted, as CPython has warned of it.
+
+    A warning that is shown once, as by default, is kept by the module in which it was raised. None if it is not.
+    """
     for module in list(sys.modules.values()):
-        for key in list(getattr(module, "__dict__", {}).get("__warningregistry__", ())):
+        for key in _warnings_of(module):
             if isinstance(key, tuple) and str(key[0]).startswith(_CPYTHONS_WARNING):
                 return repr(str(key[0]).removeprefix(_CPYTHONS_WARNING).partition("'")[0])
     return None
+
+
+def _warnings_of(module: object) -> list[object]:
+    try:  # without code of the module's own, which may import it, or raise
+        return list(object.__getattribute__(module, "__dict__").get("__warningregistry__", ()))
+    except Exception:
+        return []
 
 
 # Of Python/import.c, in CPython 3.13 to 3.15.
