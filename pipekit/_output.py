@@ -322,11 +322,12 @@ class OneOutput(Output):
     def offer(self) -> None:
         """Hand on what is collected if that needs no waiting.
 
-        Quick results that a slow one keeps locked, which only computes, are waited for by a thread of their own.
+        Quick results that a slow one keeps locked, which only computes, are waited for by a thread of their own; it has
+        the collection's lock meanwhile.
         """
-        if self._collection.offer():
+        if self._offering is not None and self._offering.is_alive():
             return
-        if self._offering is None or not self._offering.is_alive():
+        if not self._collection.offer():
             self._offering = _started(partial(self._collection.offer, wait=True))
 
 

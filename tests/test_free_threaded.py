@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import textwrap
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ from pipekit import (
     stage,
 )
 from pipekit._gil import gil_is_on
-from pipekit._output import QUICK
+from pipekit._output import QUICK, TICK
 from pipekit._stack import calls_of
 
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
@@ -243,6 +244,7 @@ def test_a_slow_item_that_only_computes_keeps_back_nothing_of_other_workers(back
     def waits(word: str) -> str:
         if word == "first":
             spinning.wait(60)
+            time.sleep(20 * TICK)  # the flusher has looked at the other worker, again and again
         if word == "last":
             release.wait(60)
         return word
