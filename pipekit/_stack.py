@@ -16,13 +16,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from time import monotonic
+from time import monotonic, sleep
 
 from pipekit._gil import gil_is_on
 
-#: Seconds that a thread gets for it, and how often it is asked. One that has blocked the signal does not answer; nor
-#: one that gets it while another has not quite finished, since `faulthandler` writes one stack at a time.
-ANSWER_SECONDS, TRIES = 0.1, 2
+#: Seconds that a thread gets for it. One that has blocked the signal does not answer. (One that answers later than that
+#: might be taken for the next one that is asked: nothing in an answer says whose it is.)
+ANSWER_SECONDS = 0.3
+#: Seconds before the next one is asked: `faulthandler` writes one stack at a time, and leaves out who comes too soon.
+PAUSE_SECONDS = 0.001
 _BEGIN = "Stack (most recent call first):\n"
 _CALL = re.compile(r'^  File "(.*)", line (\d+) in (.*)$', re.MULTILINE)
 # The outermost call of a thread, of a program or module; or what stands for those beyond the hundredth.
@@ -46,11 +48,9 @@ def _from_interpreter(thread: int) -> list[traceback.FrameSummary]:
 
 
 def _from_thread(thread: int) -> list[traceback.FrameSummary]:
-    text = ""
     with _asking:
         pipe = _Pipe.of_this_process()
-        for _ in range(TRIES):
-            text = text or ("" if pipe is None or not thread else pipe.ask(thread))
+        text = "" if pipe is None or not thread else pipe.ask(thread)
     found = [traceback.FrameSummary(file, int(line), name) for file, line, name in _CALL.findall(text)]
     return found[::-1]
 
@@ -96,6 +96,7 @@ class _Pipe:
 
     def ask(self, thread: int) -> str:
         """What `faulthandler` writes of a thread, innermost call first."""
+        sleep(PAUSE_SECONDS)
         self._read()  # what is left of an answer that came late
         try:
             signal.pthread_kill(thread, self._number)

@@ -285,26 +285,29 @@ def test_where_another_thread_is_can_be_asked_while_it_runs_and_while_it_waits()
 def test_what_each_of_two_workers_does_can_be_asked_while_they_run(backend: str) -> None:
     """Without a GIL, to look at the frames of a thread that runs may end the program."""
     stop = threading.Event()
+    begun = threading.Barrier(3)
 
     def deep(number: int) -> int:
         return deep(number - 1) + 1 if number else 0
 
     def left(items: Iterable[int]) -> Iterator[int]:
         for item in items:
+            begun.wait(60)
             while not stop.is_set():
                 deep(20)
             yield item
 
     def right(items: Iterable[int]) -> Iterator[int]:
         for item in items:
+            begun.wait(60)
             while not stop.is_set():
                 deep(20)
             yield item
 
     results = merge([1] | stage(backend=backend)(left), [2] | stage(backend=backend)(right)).results()
-    eventually(lambda: all(stats.received for stats in results.stats().stages if stats.name in ("left", "right")))
+    begun.wait(60)
     answers: list[WorkerState] = []
-    for _ in range(300):
+    for _ in range(100):
         for worker in results._run._workers:
             worker.inquire(answers.extend, detail=True)
     stop.set()
@@ -313,5 +316,5 @@ def test_what_each_of_two_workers_does_can_be_asked_while_they_run(backend: str)
     other = {"left": "in right", "right": "in left"}
     assert not [state for state in working if other[state.stage] in state.traceback]
     named = [state for state in working if f"in {state.stage}" in state.traceback]
+    assert len(working) == 2 * 100
     assert len(named) > 0.9 * len(working)  # a thread that gets no processor time does not answer
-    assert len(working) > 500
