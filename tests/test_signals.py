@@ -23,8 +23,9 @@ Situation: TypeAlias = Literal["idle", "compute", "full"]
 #: Seconds that leaving may take, by promise; the interpreter ends after it, on a machine that may be busy.
 PROMISED = 2.0
 SLACK = 3.0
-#: Less than the workers' time for `finally` blocks and the wait for threads together; most of it is the machine's.
-AT_ONCE = 1.4
+#: Less than the workers' time for `finally` blocks and the wait for threads together; most of it is the machine's. In
+#: development mode, an interpreter on a busy machine may need as long to end by itself.
+AT_ONCE = 1.4 if not sys.flags.dev_mode else PROMISED + SLACK
 #: Seconds after which the workers of a killed program are gone, by promise.
 ORPHANED = 5.0
 
