@@ -109,8 +109,8 @@ def add_one(array: Any) -> Any:
     return array + 1
 
 
-def pages(items: int) -> Iterator[bytes]:
-    return (item.to_bytes(4, "big") * (PAGE_BYTES // 4) for item in range(items))
+def pages(items: int, size: int = PAGE_BYTES) -> Iterator[bytes]:
+    return (item.to_bytes(4, "big") * (size // 4) for item in range(items))
 
 
 def files(items: int) -> list[str]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import repeat
 from random import Random
 from typing import Any, NamedTuple
 
 import pytest
 
-from benchmarks.jobs import compute_5_ms, compute_20_us, same, wait
+from benchmarks.jobs import compute_5_ms, compute_20_us, pages, same, wait
 from benchmarks.measure import SMOKE, Meter
 from pipekit import Pipeline, map_stage
 from pipekit._gil import gil_is_on
@@ -38,10 +39,6 @@ def _dicts(items: int) -> Iterator[dict[str, object]]:
     return ({"id": item, "name": f"item {item}", "tags": ["a", "b"]} for item in range(items))
 
 
-def _bytes_of(size: int) -> Callable[[int], Iterator[bytes]]:
-    return lambda items: (item.to_bytes(4, "big") * (size // 4) for item in range(items))
-
-
 class Work(NamedTuple):
     """What is done with items: by how many workers, with how many items, and what they are."""
 
@@ -58,8 +55,8 @@ WORKS = {
     "Python code, 20 us": Work(compute_20_us, 100_000),
     "nothing, with integers": Work(same, 1_000_000),
     "nothing, with small dicts": Work(same, 200_000, source=_dicts),
-    "nothing, with 10 KB": Work(same, 50_000, source=_bytes_of(10_000)),
-    "nothing, with 1 MB": Work(same, 1_000, source=_bytes_of(1_000_000)),
+    "nothing, with 10 KB": Work(same, 50_000, source=pages),
+    "nothing, with 1 MB": Work(same, 1_000, source=partial(pages, size=1_000_000)),
 }
 
 
@@ -106,7 +103,7 @@ def test_payload_against_processes(meter: Meter, size: int) -> None:
 
     def through(backend: str, *, fuse: bool) -> None:
         first, second = (map_stage(workers=2, backend=backend, fuse=fuse)(same) for _ in range(2))
-        read((_bytes_of(size)(items) | first | second).results())
+        read((pages(items, size) | first | second).results())
 
     ratios = meter.beside(
         lambda: through("free-threaded", fuse=False),

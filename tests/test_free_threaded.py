@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import textwrap
 import threading
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import BACKENDS, eventually
+from test_backends import run
 
 from pipekit import (
     BackendUnavailable,
@@ -40,14 +40,8 @@ on_threads = pytest.mark.parametrize("backend", [name for name in BACKENDS if na
 needs_a_free_threaded_build = pytest.mark.skipif(not FREE_THREADED, reason="not a free-threaded build of Python")
 
 
-def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        timeout=50,
-        env={**os.environ, **environment},
-    )
+def run_with(environment: dict[str, str], code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run(code, *arguments, env={**os.environ, **environment})
 
 
 def same(number: int) -> int:
@@ -111,7 +105,7 @@ except BackendUnavailable as error:
 
 @needs_a_free_threaded_build
 def test_where_the_gil_was_asked_for_it_is_unavailable_and_auto_takes_processes() -> None:
-    done = run(REPORT, PYTHON_GIL="1")
+    done = run_with({"PYTHON_GIL": "1"}, REPORT)
     assert done.stderr == ""
     processes, message = done.stdout.splitlines()
     assert processes == "1"
@@ -161,7 +155,7 @@ def module_that_needs_the_gil(tmp_path: Path) -> Path:
 def test_one_warning_names_the_module_that_switches_the_gil_on_while_a_pipeline_runs(
     module_that_needs_the_gil: Path,
 ) -> None:
-    done = run(IN_THE_MIDDLE, PYTHONPATH=str(module_that_needs_the_gil))
+    done = run_with({"PYTHONPATH": str(module_that_needs_the_gil)}, IN_THE_MIDDLE)
     ours = [line for line in done.stderr.splitlines() if "RuntimeWarning: the GIL was switched on" in line]
     assert len(ours) == 1, done.stderr
     assert "by the import of 'needs_the_gil' while a pipeline ran" in ours[0]
@@ -171,7 +165,7 @@ def test_one_warning_names_the_module_that_switches_the_gil_on_while_a_pipeline_
 @needs_a_free_threaded_build
 def test_the_warning_comes_without_a_name_where_pythons_own_is_ignored(module_that_needs_the_gil: Path) -> None:
     unheard = "ignore:The global interpreter lock:RuntimeWarning"
-    done = run(IN_THE_MIDDLE, "-W", unheard, PYTHONPATH=str(module_that_needs_the_gil))
+    done = run_with({"PYTHONPATH": str(module_that_needs_the_gil)}, IN_THE_MIDDLE, "-W", unheard)
     assert done.stderr.count("the GIL was switched on by the import of an extension module") == 1, done.stderr
 
 
@@ -290,19 +284,18 @@ def test_what_each_of_two_workers_does_can_be_asked_while_they_run(backend: str)
     def deep(number: int) -> int:
         return deep(number - 1) + 1 if number else 0
 
-    def left(items: Iterable[int]) -> Iterator[int]:
+    def spins(items: Iterable[int]) -> Iterator[int]:
         for item in items:
             begun.wait(60)
             while not stop.is_set():
                 deep(20)
             yield item
 
+    def left(items: Iterable[int]) -> Iterator[int]:
+        yield from spins(items)
+
     def right(items: Iterable[int]) -> Iterator[int]:
-        for item in items:
-            begun.wait(60)
-            while not stop.is_set():
-                deep(20)
-            yield item
+        yield from spins(items)
 
     results = merge([1] | stage(backend=backend)(left), [2] | stage(backend=backend)(right)).results()
     begun.wait(60)

@@ -125,5 +125,5 @@ def _warnings_of(module: object) -> list[object]:
         return []
 
 
-# Of Python/import.c, in CPython 3.13 to 3.15.
+# Of Python/import.c, in CPython 3.13.
 _CPYTHONS_WARNING = "The global interpreter lock (GIL) has been enabled to load module '"
