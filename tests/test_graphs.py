@@ -950,15 +950,18 @@ def test_in_every_shape_the_source_is_read_no_further_ahead_than_documented(
 
 
 class Counted:
-    """Knows how many of its kind there are."""
+    """Knows how many of its kind there are. They come and go in several threads: `+=` alone would lose some."""
 
     alive = 0
+    lock = threading.RLock()
 
     def __init__(self) -> None:
-        Counted.alive += 1
+        with Counted.lock:
+            Counted.alive += 1
 
     def __del__(self) -> None:
-        Counted.alive -= 1
+        with Counted.lock:
+            Counted.alive -= 1
 
 
 @pytest.mark.parametrize("shape", ["route", "keyed"])
