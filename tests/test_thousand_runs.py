@@ -9,7 +9,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing import forkserver
 from pathlib import Path
 from statistics import median
@@ -99,6 +99,10 @@ class Level:
     server_descriptors: int
     objects: Counter[str]
 
+    def __le__(self, other: Level) -> bool:
+        """Whether nothing has come. (What an earlier test had left in a cycle may have gone meanwhile.)"""
+        return all(getattr(self, each.name) <= getattr(other, each.name) for each in fields(self))
+
 
 def _level() -> Level:
     gc.collect()
@@ -146,7 +150,7 @@ def test_a_thousand_runs_leave_nothing(kind: str, outcome: str) -> None:
             gc.collect()  # tracebacks are in cycles, and without a GIL CPython 3.13 lets them be until there are many
         sizes.append(own.memory_info().rss)
         server_sizes.append(server.memory_info().rss)
-    eventually(lambda: _level() == before, lambda: f"{_level()} is not as it was: {before}")
+    eventually(lambda: _level() <= before, lambda: f"{_level()} is more than it was: {before}")
     print(f"{kind}, {outcome}: {_grown(sizes) >> 10} KiB, the fork server {_grown(server_sizes) >> 10} KiB")
     assert _grown(sizes) < GROWTH
     assert _grown(server_sizes) < GROWTH
@@ -159,7 +163,7 @@ def test_two_hundred_short_runs_leave_nothing(backend: str) -> None:
     before = _level()
     for _ in range(200):
         next(in_turn)(PIPES[backend])
-    eventually(lambda: _level() == before, lambda: f"{_level()} is not as it was: {before}")
+    eventually(lambda: _level() <= before, lambda: f"{_level()} is more than it was: {before}")
 
 
 def test_a_run_that_succeeds_leaves_nothing_to_the_garbage_collector(backend: str) -> None:
