@@ -64,6 +64,8 @@ ORDER = [
     "pipekit.backends._wire",
     "pipekit.backends._blocks",
     "pipekit.backends._logs",
+    "pipekit.backends._link",
+    "pipekit.backends._remote",
     "pipekit.backends._child",
     "pipekit.backends._in_fork_server",
     "pipekit.backends._launch",

@@ -1,4 +1,4 @@
-"""What a process worker and its parent say to each other: messages as bytes and back. Does no I/O.
+"""What a remote worker and its parent say to each other, and for processes: messages as bytes and back. Does no I/O.
 
 A message is a header - kind, outbox, count, sequence, length of the body, blocks before it - and a body. All that is
 said is one of `Say`.
@@ -20,6 +20,7 @@ from struct import Struct
 from typing import TypeAlias
 
 from pipekit._errors import Failure
+from pipekit._frame import Payload
 from pipekit._pickling import PROTOCOL, decode, encode
 
 HEADER = Struct("<BIIQQH")
@@ -75,6 +76,8 @@ class Message:
     outbox: int = 0
     blocks: bytes = b""
     descriptor: int | None = None
+    #: What stands for the body, where a store that both sides reach has it.
+    elsewhere: Payload | None = None
 
     def buffers(self) -> list[bytes | bytearray]:
         """What to send: one buffer, or two where joining them would copy a large body."""
