@@ -18,12 +18,12 @@ from enum import Enum
 from typing import Protocol
 
 from pipekit._frame import Frame, Pace
+from pipekit._task import FRAME_SECONDS
 
-#: Seconds of its reader's work that a frame holds. Measured: a frame's way through the parent costs some 0.05 ms.
-READER_SECONDS = 0.003
-#: Seconds in which a frame's items flow on, where the reader spends most of its time waiting for those behind it: so
-#: the queues in front of a slow stage or consumer stay short, too, although their own readers are fast.
-FLOW_SECONDS = 0.01
+#: Times the work that a frame holds, in which its items flow on where the reader spends most of its time waiting for
+#: those behind it (10 ms between threads and processes): so the queues in front of a slow stage or consumer stay short,
+#: too, although their own readers are fast.
+FLOW = 10 / 3
 #: An elastic queue holds this many frames for each reader: what the reader has ahead, and as much waiting ...
 FRAMES_AHEAD = 8
 #: ... but never fewer items than this, so that many quick finishers of slow work need not wait for each other.
@@ -54,12 +54,14 @@ class Limits:
     frame_limit: items that a frame may hold.
     elastic: keep less than `room` while the readers are slow.
     window: frames that a writer far away may have on their way, none of them let in yet.
+    frame_seconds: of its reader's work that a frame holds.
     """
 
     room: int | None
     frame_limit: int
     elastic: bool = False
     window: int = 1
+    frame_seconds: float = FRAME_SECONDS
 
 
 class Edge:
@@ -70,8 +72,8 @@ class Edge:
         self.entered = 0  # items let in
         self.queued = 0  # items in `_frames`
         self._limits = limits
-        self._pace = Pace(limits.frame_limit, READER_SECONDS)
-        self._flow = Pace(limits.frame_limit, FLOW_SECONDS)
+        self._pace = Pace(limits.frame_limit, limits.frame_seconds)
+        self._flow = Pace(limits.frame_limit, FLOW * limits.frame_seconds)
         self._all_readers = readers
         self._set_frame_size()
         self._frames: deque[Frame] = deque()

@@ -117,7 +117,8 @@ class RemoteTraceback(Exception):  # the name that concurrent.futures gave this 
 class Failure:
     """What went wrong in a worker; a record that any worker can send.
 
-    `exception` is the exception itself where it can travel, else None: the text fields always arrive.
+    `exception` is the exception itself where it can travel, else None: the text fields always arrive. `node` is the
+    machine, where it is not this one by its nature.
     """
 
     stage: str
@@ -130,6 +131,7 @@ class Failure:
     pid: int
     exception: BaseException | None
     remote: bool = False
+    node: str | None = None
 
     def without_exception(self) -> Failure:
         """The same failure, for when the exception cannot be pickled."""
@@ -174,7 +176,8 @@ class TaskException(PipekitError):  # the seed library's name
         self.failure = failure
         self.others = tuple(others)
         if failure.item is not None and not issubclass(failure.kind, WorkerDied):  # its message has the items
-            self.add_note(f'worker "{failure.worker}" (pid {failure.pid}) was at the item {failure.item}')
+            where = f"pid {failure.pid}" if failure.node is None else f"pid {failure.pid} on {failure.node}"
+            self.add_note(f'worker "{failure.worker}" ({where}) was at the item {failure.item}')
         self.add_note(self._advice)
 
     @staticmethod

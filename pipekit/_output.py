@@ -16,17 +16,17 @@ from pipekit._errors import Released
 from pipekit._frame import UNCHANGING, Pace, part_of
 from pipekit._gil import gil_is_on
 from pipekit._stats import Doing
+from pipekit._task import FRAME_SECONDS
 
 if TYPE_CHECKING:
     from pipekit._outlet import Outlet
 
-#: Seconds of its own work that a worker collects in a frame before it hands it on.
-WRITER_SECONDS = 0.003
 #: Results that it collects at most before it looks how long that took.
 MOST = 1 << 20
-#: Seconds after which a started frame is handed on although it is not full (a slow item keeps nobody else's waiting),
-#: and seconds after which is looked again whether there is one: no result waits longer than both together.
-HOLD, TICK = 0.006, 0.003
+#: Times the work that a frame holds, after which a started one is handed on although it is not full (a slow item keeps
+#: nobody else's waiting), and seconds after which is looked again whether there is one: no result waits longer than
+#: both together, 9 ms between threads and processes.
+HOLD, TICK = 2, 0.003
 #: A frame of so many results is of quick ones: each took at most 3 us. `list.extend` is told how many to expect, so
 #: that the list does not grow in steps. Measured, for identity stages: 4 % of the time with a GIL, 9 % without.
 QUICK = 1 << 10
@@ -149,10 +149,11 @@ def _started(target: Callable[[], object]) -> threading.Thread | None:
 class Output(ABC):
     """Collects a worker's results and hands them on in frames."""
 
-    def __init__(self, flusher: Flusher, activity: Activity) -> None:
+    def __init__(self, flusher: Flusher, activity: Activity, frame_seconds: float) -> None:
         self._flusher = flusher
         self._activity = activity
-        self._pace = Pace(MOST, WRITER_SECONDS)
+        self._pace = Pace(MOST, frame_seconds)  # of its own work
+        self._hold = HOLD * frame_seconds
         self._collecting = False  # several results: then the flusher watches
         self._since = 0.0  # when it began to collect them
         self._stopped = False
@@ -229,8 +230,8 @@ class Output(ABC):
         """Hand on what is collected, and begin a new frame."""
 
     def offer_late(self, now: float) -> None:
-        """Hand on what has been collected for `HOLD`, if that needs no waiting; for the flusher's thread."""
-        if now - self._since >= HOLD:
+        """Hand on what has been collected for long, if that needs no waiting; for the flusher's thread."""
+        if now - self._since >= self._hold:
             self.offer()
 
     @abstractmethod
@@ -278,8 +279,16 @@ class OneOutput(Output):
     pickled: whether each is pickled before the function goes on, unless it is of a type whose values cannot change.
     """
 
-    def __init__(self, writer: Writer, flusher: Flusher, activity: Activity, *, pickled: bool) -> None:
-        super().__init__(flusher, activity)
+    def __init__(
+        self,
+        writer: Writer,
+        flusher: Flusher,
+        activity: Activity,
+        *,
+        pickled: bool,
+        frame_seconds: float = FRAME_SECONDS,
+    ) -> None:
+        super().__init__(flusher, activity, frame_seconds)
         self._collection = _Collection(writer, pickled=pickled)
         self._earlier = 0  # results before those in the collection
         self._offering: threading.Thread | None = None
@@ -338,9 +347,16 @@ class ManyOutputs(Output):
     """
 
     def __init__(
-        self, writers: Sequence[Writer], outlet: Outlet, pickled: Sequence[bool], flusher: Flusher, activity: Activity
+        self,
+        writers: Sequence[Writer],
+        outlet: Outlet,
+        pickled: Sequence[bool],
+        flusher: Flusher,
+        activity: Activity,
+        *,
+        frame_seconds: float = FRAME_SECONDS,
     ) -> None:
-        super().__init__(flusher, activity)
+        super().__init__(flusher, activity, frame_seconds)
         self._outlet = outlet
         self._collections = [_Collection(writer, pickled=form) for writer, form in zip(writers, pickled, strict=True)]
         self._wanted = len(writers)  # those at which somebody reads

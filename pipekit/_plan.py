@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 from pipekit._edge import Limits
 from pipekit._errors import NotPicklable, short_repr
@@ -25,6 +25,8 @@ from pipekit.backends._registry import resolve_backend
 DEFAULT_QSIZE = 1 << 18
 #: Items that a frame may hold on an edge without limit.
 FRAME_LIMIT = 1 << 13
+#: A stage at one end of an edge, and the seconds that a frame to or from it holds.
+_End: TypeAlias = tuple[Node, float]
 #: Frames that a process worker may have on their way into a queue without a size. Where Python code of the program
 #: holds the GIL, the parent answers after some 10 ms, and a frame is 3 ms of work.
 WINDOW = 8
@@ -144,13 +146,16 @@ def compile_plan(part: Part) -> Plan:
         first, last = group[0], group[-1]
         backend = backends[first]
         outboxes = _Outboxes.of(outlets[last], backend, readers)
+        read_by = [readers[edge] for edge in outlets[last].leaves() if edge in readers]
         stages = tuple(
             PlannedStage(place.name, place.inside, _readers(place.outlet, layout), fusion.reasons.get(number, ""))
             for number, place in ((number, layout.places[number]) for number in group)
         )
-        return _group([layout.places[number] for number in group], stages, backend, inputs[first], outboxes)
+        frame_seconds = max(one.frame_seconds for one in (backend, *read_by))
+        places = [layout.places[number] for number in group]
+        return _group(places, stages, backend, inputs[first], outboxes, frame_seconds)
 
-    return Plan(tuple(map(planned, fusion.groups)), tuple(_edges(layout, inputs, outlets)), one_shots)
+    return Plan(tuple(map(planned, fusion.groups)), tuple(_edges(layout, backends, inputs, outlets)), one_shots)
 
 
 def _number_edges(layout: Layout, inner: set[int]) -> list[tuple[int, ...]]:
@@ -185,18 +190,19 @@ def over_edges(outlet: Outlet, layout: Layout, inputs: Sequence[tuple[int, ...]]
 class _Outboxes:
     """The outboxes of a stage. One for all edges that get the same results in the same form.
 
-    pickled, shared: for each, as in a Task.
+    pickled, shared, stored: for each, as in a Task.
     """
 
     edges: list[tuple[int, ...]]
     pickled: list[bool]
     shared: list[bool]
+    stored: list[bool]
     outlet: Outlet
 
     @classmethod
     def of(cls, outlet: Outlet, writer: Backend, readers: Mapping[int, Backend]) -> _Outboxes:
         """For a stage on `writer`; readers: the backends that read edges (the consumer's is not among them)."""
-        boxes = cls([], [], [], outlet)
+        boxes = cls([], [], [], [], outlet)
         away = {number for number in outlet.leaves() if writer.remote or _is_remote(readers.get(number))}
 
         def to_outboxes(numbers: tuple[int, ...]) -> Outlet:
@@ -208,6 +214,8 @@ class _Outboxes:
                     boxes.edges.append(group)
                     boxes.pickled.append(pickled)
                     boxes.shared.append(pickled and all(one.shares_memory for one in sharing if one.remote))
+                    reached = {_store(readers.get(number)) for number in group}
+                    boxes.stored.append(writer.store is not None and reached == {writer.store})
             return To(tuple(range(first, len(boxes.edges))))
 
         return replace(boxes, outlet=outlet.replaced(to_outboxes))
@@ -217,12 +225,17 @@ def _is_remote(backend: Backend | None) -> bool:
     return backend is not None and backend.remote
 
 
+def _store(backend: Backend | None) -> str | None:
+    return None if backend is None else backend.store
+
+
 def _group(
     places: Sequence[Place],
     stages: tuple[PlannedStage, ...],
     backend: Backend,
     inputs: tuple[int, ...],
     outboxes: _Outboxes,
+    frame_seconds: float,
 ) -> PlannedGroup:
     if backend.remote:
         _check_keys(places[-1], outboxes.outlet)
@@ -231,8 +244,10 @@ def _group(
         has_input=bool(inputs),
         pickled=tuple(outboxes.pickled),
         shared=tuple(outboxes.shared),
+        stored=tuple(outboxes.stored),
         outlet=None if outboxes.outlet == To((0,)) else outboxes.outlet,
         copied=backend.remote,
+        frame_seconds=frame_seconds,
     )
     return PlannedGroup(
         stages,
@@ -286,22 +301,27 @@ def make_step(place: Place) -> Step:
     return Step(place.name, node.kind, node.function, node.args, node.kwargs, node.skip_errors)
 
 
-def _edges(layout: Layout, inputs: Sequence[tuple[int, ...]], outlets: Sequence[Outlet]) -> Iterator[PlannedEdge]:
-    nodes = [place.node for place in layout.places]
-    writers: defaultdict[int, list[Node]] = defaultdict(list)
-    for node, outlet in zip(nodes, outlets, strict=True):
+def _edges(
+    layout: Layout, backends: Sequence[Backend], inputs: Sequence[tuple[int, ...]], outlets: Sequence[Outlet]
+) -> Iterator[PlannedEdge]:
+    ends = [(place.node, backend.frame_seconds) for place, backend in zip(layout.places, backends, strict=True)]
+    writers: defaultdict[int, list[_End]] = defaultdict(list)
+    for end, outlet in zip(ends, outlets, strict=True):
         for edge in set(outlet.leaves()):
-            writers[edge].append(node)
-    for reader, edges in zip([*nodes, None], inputs, strict=True):
+            writers[edge].append(end)
+    for reader, edges in zip([*ends, None], inputs, strict=True):
         for edge in edges:
-            yield _edge(writers[edge], None if reader is None else reader.options)
+            yield _edge(writers[edge], reader)
 
 
-def _edge(writers: Sequence[Node], reader: Options | None) -> PlannedEdge:
-    """The edge between these and a stage with these options; None: the consumer."""
-    readers = 1 if reader is None or reader.key is not None else reader.workers
-    qsize = _smallest([_size(node, reader) for node in writers])
-    return _sized(qsize, sum(node.options.workers for node in writers), readers)
+def _edge(writers: Sequence[_End], reader: _End | None) -> PlannedEdge:
+    """The edge between these and a stage; None: the consumer."""
+    options = None if reader is None else reader[0].options
+    readers = 1 if options is None or options.key is not None else options.workers
+    qsize = _smallest([_size(node, options) for node, _ in writers])
+    planned = _sized(qsize, sum(node.options.workers for node, _ in writers), readers)
+    frame_seconds = max(seconds for _, seconds in (*writers, *([] if reader is None else [reader])))
+    return replace(planned, limits=replace(planned.limits, frame_seconds=frame_seconds))
 
 
 def _size(writer: Node, reader: Options | None) -> int | None:

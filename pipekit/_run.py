@@ -119,6 +119,8 @@ class Run:
         for backend, executor in self._executors.items():
             try:
                 executor.start()
+            except PipekitError:
+                raise
             except Exception as error:
                 raise _not_started(f"a worker on the backend {backend.name!r}", error) from error
 

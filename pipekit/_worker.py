@@ -50,9 +50,13 @@ class WorkerLoop:
         self._activity = activity = Activity()
         self._output: Output
         if task.outlet is None:
-            self._output = OneOutput(writers[0], flusher, activity, pickled=task.pickled[0])
+            self._output = OneOutput(
+                writers[0], flusher, activity, pickled=task.pickled[0], frame_seconds=task.frame_seconds
+            )
         else:
-            self._output = ManyOutputs(writers, task.outlet, task.pickled, flusher, activity)
+            self._output = ManyOutputs(
+                writers, task.outlet, task.pickled, flusher, activity, frame_seconds=task.frame_seconds
+            )
         before_waiting = self._output.flush_before_waiting
         self._input = None if reader is None else Input(reader, self._output, activity, before_waiting)
         self._steps = Steps(task, worker, self._input)

@@ -14,6 +14,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from pipekit._task import FRAME_SECONDS
+
 if TYPE_CHECKING:
     from pipekit._edge import Signal, Waiter
     from pipekit._frame import Frame
@@ -120,6 +122,12 @@ class Backend(ABC):
     fuses: bool = False
     #: Whether its workers, if remote, take and give frames with leases of shared memory (`pipekit._arena`).
     shares_memory: bool = False
+    #: The store in which frames may stay between its workers and those of other backends with the same one: only a
+    #: reference goes through this process then (a `Payload` that its workers open). None: there is none.
+    store: str | None = None
+    #: Seconds of work that a frame to or from its workers holds; more where a frame costs more. A result may wait twice
+    #: as long until its frame is handed on.
+    frame_seconds: float = FRAME_SECONDS
 
     @abstractmethod
     def prepare(self, task: Task) -> Any:

@@ -64,15 +64,20 @@ def run_task(link: Link, message: Message, names: Names, levels: Levels | None, 
 
 
 class Link(ABC):
-    """A remote worker's connection to the parent: where what it hears goes."""
+    """A remote worker's connection to the parent: where what it hears goes.
 
-    def __init__(self, names: Names) -> None:
-        self.reader = LinkReader(self)
+    ahead_seconds: of work that it likes to have ahead.
+    node: the machine that it runs on, for messages, where that is not the parent's by its nature.
+    """
+
+    def __init__(self, names: Names, *, ahead_seconds: float = AHEAD_SECONDS, node: str | None = None) -> None:
+        self.reader = LinkReader(self, ahead_seconds)
         self.writers: list[LinkWriter] = []
         self.loop: WorkerLoop | None = None
         self.stopped = False
         self.blocks = WorkersBlocks()
         self._names = names
+        self._node = node
         self._logs = _Allowance(LOGS_AHEAD)
 
     @abstractmethod
@@ -103,7 +108,8 @@ class Link(ABC):
         if outcome.failure is None:
             self.send(Message(Say.DONE, consumed, finished))
         else:
-            self.send(Message(Say.FAILED, consumed, finished, pack_failure(outcome.failure)))
+            failure = replace(outcome.failure, node=self._node)
+            self.send(Message(Say.FAILED, consumed, finished, pack_failure(failure)))
 
     def handle(self, message: Message) -> None:
         """Do what the parent has said."""
@@ -175,8 +181,9 @@ class _Allowance:
 class LinkReader:
     """The worker's input; a `pipekit._input.Reader`."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, ahead_seconds: float) -> None:
         self._link = link
+        self._ahead_seconds = ahead_seconds
         self._arrived: SimpleQueue[Message] = SimpleQueue()
         self._asked = False  # and not answered yet
         self._ahead = 0  # frames that it likes to have ahead
@@ -226,7 +233,7 @@ class LinkReader:
         self._progress = (items, seconds, blocked)
         usual = min(seconds, self._seconds_before)  # one slow item among fast ones is no reason to wait for the next
         self._seconds_before = seconds
-        self._ahead = min(MOST_AHEAD, math.ceil(AHEAD_SECONDS / max(usual, 1e-9)) - 1)
+        self._ahead = min(MOST_AHEAD, math.ceil(self._ahead_seconds / max(usual, 1e-9)) - 1)
 
     def leave(self, consumed: int) -> None:
         self._consumed = consumed if self._in_frame else 0

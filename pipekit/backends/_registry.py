@@ -20,6 +20,7 @@ _BUILT_IN = {
     "thread": ("pipekit.backends.thread", "ThreadBackend"),
     "process": ("pipekit.backends.process", "ProcessBackend"),
     "free-threaded": ("pipekit.backends.free_threaded", "FreeThreadedBackend"),
+    "ray": ("pipekit.backends.ray", "RayBackend"),
 }
 #: The name that stands for the cheapest of them that runs Python code in parallel here.
 AUTO = "auto"

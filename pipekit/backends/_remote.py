@@ -31,8 +31,14 @@ ITEMS_SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
+    """A task, ready to be sent.
+
+    stored: as in the task.
+    """
+
     stages: list[str]
     task: bytes
+    stored: tuple[bool, ...]
 
 
 def pickled_task(task: Task) -> bytes:
@@ -234,7 +240,7 @@ class RemoteWorker(Worker):
             self._reported = True
             self._report(outcome)
 
-    def _died(self, how: str, *, pid: int, traceback: str = "") -> Failure:
+    def _died(self, how: str, *, pid: int, traceback: str = "", node: str | None = None) -> Failure:
         """The failure of a worker that has ended without a word."""
         items = self._items_shown()
         (stage, worker), *others = self._names
@@ -250,6 +256,7 @@ class RemoteWorker(Worker):
             item=", ".join(items) or None,
             pid=pid,
             exception=None,
+            node=node,
         )
 
     def _in_hand(self, shown: list[str]) -> str:

@@ -87,7 +87,7 @@ class ProcessBackend(Backend):
         method = self._method()
         if method not in multiprocessing.get_all_start_methods():
             raise BackendUnavailable(f"this system cannot start processes by {method!r}: use 'spawn'")
-        return Prepared([step.stage for step in task.steps], pickled_task(task))
+        return Prepared([step.stage for step in task.steps], pickled_task(task), task.stored)
 
     def executor(self) -> Executor:
         return _ProcessExecutor(self._method())

@@ -19,11 +19,11 @@ from pipekit.backends import (
     Outcome,
     Report,
     Signal,
-    Task,
     Waiter,
     Worker,
 )
 from pipekit.backends._registry import resolve_backend
+from pipekit.testing._around import Around
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Faults:
     fail_start: int | None = None
 
 
-class FaultyBackend(Backend):
+class FaultyBackend(Around):
     """A backend with faults: `setup(backend=FaultyBackend("process", Faults(before_put=0.01)))`.
 
     Args:
@@ -54,15 +54,8 @@ class FaultyBackend(Backend):
     """
 
     def __init__(self, backend: str | Backend, faults: Faults) -> None:
-        self._backend = resolve_backend(backend)
+        super().__init__(resolve_backend(backend), "faulty")
         self._faults = faults
-        self.name = f"faulty {self._backend.name}"
-        self.remote = self._backend.remote
-        self.fuses = self._backend.fuses
-        self.shares_memory = self._backend.shares_memory
-
-    def prepare(self, task: Task) -> Any:
-        return self._backend.prepare(task)
 
     def executor(self) -> Executor:
         return _FaultyExecutor(self._backend.executor(), self._faults)

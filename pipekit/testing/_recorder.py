@@ -6,22 +6,16 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from pipekit.backends import Backend, Executor, Frame, Inbox, Outbox, Outcome, Report, Signal, Task, Waiter, Worker
+from pipekit.backends import Backend, Executor, Frame, Inbox, Outbox, Outcome, Report, Signal, Waiter, Worker
+from pipekit.testing._around import Around
 
 
-class Recorder(Backend):
+class Recorder(Around):
     """Runs workers on `backend`; `broken` has a sentence for each rule that it broke."""
 
     def __init__(self, backend: Backend) -> None:
+        super().__init__(backend, "recorded")
         self.broken: list[str] = []
-        self._backend = backend
-        self.name = f"recorded {backend.name}"
-        self.remote = backend.remote
-        self.fuses = backend.fuses
-        self.shares_memory = backend.shares_memory
-
-    def prepare(self, task: Task) -> Any:
-        return self._backend.prepare(task)
 
     def executor(self) -> Executor:
         return _RecordedExecutor(self._backend.executor(), self.broken)

@@ -1,0 +1,412 @@
+"""Workers that are actors of Ray: on this machine, or on all those of a cluster.
+
+    parent                                                      actor
+    channel ── _RayWorker (hub thread) ── call `hear` ───────> hear thread ── main thread: WorkerLoop
+                    └── listener thread <── generator `say` ── say thread ───────┘
+
+They say to each other what a process worker and its parent say (`_wire`). A large body is an object of its own in Ray's
+store. Between stages on Ray the parent passes on references, and the bodies go from node to node.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from queue import SimpleQueue
+from time import monotonic
+from typing import Any
+
+import pipekit
+from pipekit._errors import BackendUnavailable, OptionError, StartError
+from pipekit._frame import Frame
+from pipekit._public import public
+from pipekit._task import Names, Task, worker_names
+from pipekit._worker import Outcome
+from pipekit.backends._actor import LEAST_APART, PipekitWorker, Stored
+from pipekit.backends._base import Backend, Executor, Inbox, Outbox, Report, Worker
+from pipekit.backends._hub import Hub
+from pipekit.backends._logs import LogReceiver, log_levels
+from pipekit.backends._remote import Prepared, RemoteWorker, fail_all, pickled, pickled_task
+from pipekit.backends._wire import Message, Say
+
+#: Seconds of work that a frame holds. Measured: its way to an actor and back takes some 2 ms of processor time.
+FRAME_SECONDS = 0.05
+#: Bytes of the store of a Ray that pipekit starts, and the CPUs that it says it has: how many workers there are is for
+#: the pipeline to say, as on the other backends.
+LOCAL_STORE, LOCAL_CPUS = 512 << 20, 10_000
+#: Objects of a generator that may wait until the listener takes them. A guard: what a worker may say is bounded by what
+#: its parent has allowed.
+SAID_AHEAD = 64
+#: Seconds that a connection to a cluster's address may take.
+CONNECT_SECONDS = 5.0
+#: Seconds after which a wait in the main thread looks whether a signal has come.
+SIGNAL_SECONDS = 0.3
+#: Seconds until an actor that was killed is given up.
+EXIT_SECONDS = 2.0
+
+
+@public
+@dataclass(frozen=True, slots=True)
+class RayBackend(Backend):
+    """Run each worker in an actor of Ray, which places it on a node of the cluster. Items are pickled.
+
+    Args:
+        address: of the cluster, as `ray.init` takes it: "auto", "10.0.0.1:6379". None, the default: the Ray that this
+            program is connected to, else that of RAY_ADDRESS, else one on this machine that lives as long as the
+            program.
+        num_cpus: CPUs of a node that a worker takes, default 1; 0: any number of workers on a node.
+        num_gpus: GPUs, default 0.
+        resources: others, by name, default none.
+        scheduling_strategy: as in Ray: "SPREAD", or one of the objects of `ray.util.scheduling_strategies`.
+        start_timeout: seconds that Ray gets to place all workers of a run, default 60.
+
+    Raises:
+        OptionError: a value cannot work.
+    """
+
+    address: str | None = None
+    num_cpus: float = 1
+    num_gpus: float = 0
+    resources: Mapping[str, float] = field(default_factory=dict, hash=False)
+    scheduling_strategy: object = field(default=None, hash=False)
+    start_timeout: float = 60.0
+    name = "ray"
+    remote = True
+    fuses = True
+    store: str | None = "ray"
+    frame_seconds = FRAME_SECONDS
+
+    def __post_init__(self) -> None:
+        for what in ("num_cpus", "num_gpus"):
+            _check_amount(what, getattr(self, what))
+        for what, amount in dict(self.resources).items():
+            _check_amount(f"resources[{what!r}]", amount)
+        if not self.start_timeout > 0:
+            raise OptionError(f"start_timeout={self.start_timeout!r} cannot work: give seconds, more than 0")
+        if isinstance(self.scheduling_strategy, str) and self.scheduling_strategy not in ("DEFAULT", "SPREAD"):
+            raise OptionError(
+                f"scheduling_strategy={self.scheduling_strategy!r} cannot work: use 'DEFAULT', 'SPREAD', "
+                "or an object of ray.util.scheduling_strategies"
+            )
+        if self.address is not None and self.address.startswith("ray://"):
+            raise OptionError(
+                f"address={self.address!r} cannot work: Ray Client passes on no generators. Run the program on a node "
+                'of the cluster with address="auto" (`ray job submit` does), or use the address of its GCS, as in '
+                '"10.0.0.1:6379"'
+            )
+
+    def prepare(self, task: Task) -> Prepared:
+        ray = _imported()
+        if not _is_local(ray, self.address):
+            _connect(ray, self.address)
+        return Prepared([step.stage for step in task.steps], pickled_task(task), task.stored)
+
+    def executor(self) -> Executor:
+        ray = _imported()
+        _connect(ray, self.address)
+        return _RayExecutor(ray, self)
+
+
+def _check_amount(what: str, amount: object) -> None:
+    if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not amount >= 0:
+        raise OptionError(f"{what}={amount!r} cannot work: give a number, 0 or more")
+
+
+# -- Ray itself
+
+_connecting = threading.Lock()
+
+
+def _imported() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        import sysconfig
+
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        if sysconfig.get_config_var("Py_GIL_DISABLED"):
+            raise BackendUnavailable(_NO_RAY_FOR.format(f"free-threaded Python {version}")) from error
+        raise BackendUnavailable(_NOT_INSTALLED.format(error, version)) from error
+    return ray
+
+
+_NOT_INSTALLED = (
+    'the backend "ray" needs Ray, which cannot be imported ({}): pip install "pipekit-parallel[ray]". '
+    "(If there is no Ray for Python {} yet, use an older Python)"
+)
+_NO_RAY_FOR = 'the backend "ray" needs Ray, and there is none for {}: use a Python with a GIL'
+
+
+def _is_local(ray: Any, address: str | None) -> bool:
+    """Whether a Ray on this machine is meant that is still to be started: not for a plan that is only looked at."""
+    return not ray.is_initialized() and (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    """Be connected to the cluster of that address, or to a Ray of this program's own.
+
+    Raises:
+        BackendUnavailable: it cannot be reached, or this program is connected to another one.
+    """
+    with _connecting:
+        if ray.is_initialized():
+            _check_same(ray, address)
+            return
+        address = address or os.environ.get("RAY_ADDRESS") or "local"
+        try:
+            if address == "local":
+                _start_local(ray)
+            else:
+                _knock(address)
+                ray.init(address=address, logging_level="ERROR")
+        except Exception as error:
+            raise BackendUnavailable(_UNREACHABLE.format(address, error)) from error
+
+
+_UNREACHABLE = (
+    'the backend "ray" cannot use the cluster at {!r}: {}. Check that it runs (`ray status` on a node), the address, '
+    "the versions of Ray and Python there, and that RAY_AUTH_MODE is the same on all nodes and here"
+)
+
+
+def _check_same(ray: Any, address: str | None) -> None:
+    connected: str = ray.get_runtime_context().gcs_address
+    if address not in (None, "auto", "local", connected):
+        raise BackendUnavailable(
+            f"a stage asks for the Ray cluster at {address!r}, and this program is connected to {connected!r}: "
+            "a program can use one cluster; call ray.shutdown() to leave it"
+        )
+
+
+def _knock(address: str) -> None:
+    """Raise OSError at once where nothing listens at the address: Ray would try for a minute."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+
+
+def _start_local(ray: Any) -> None:
+    """Start a Ray of this program's own; Ray itself stops it when the program ends.
+
+    In a thread that stays: the system ends Ray's processes when the thread ends that started them (PR_SET_PDEATHSIG).
+    """
+    outcome: SimpleQueue[Exception | None] = SimpleQueue()
+
+    def start_and_stay() -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            ray.init(
+                "local",
+                num_cpus=LOCAL_CPUS,
+                object_store_memory=LOCAL_STORE,
+                include_dashboard=False,
+                logging_level="ERROR",
+            )
+        except Exception as error:
+            outcome.put(error)
+            return
+        outcome.put(None)
+        threading.Event().wait()
+
+    threading.Thread(target=start_and_stay, name="pipekit-ray", daemon=True).start()
+    error = outcome.get()
+    if error is not None:
+        raise error
+
+
+# -- a run
+
+
+class _RayExecutor(Executor):
+    def __init__(self, ray: Any, backend: RayBackend) -> None:
+        self._ray = ray
+        self._backend = backend
+        self._actor = ray.remote(
+            num_cpus=backend.num_cpus,
+            num_gpus=backend.num_gpus,
+            resources=dict(backend.resources),
+            scheduling_strategy=backend.scheduling_strategy,
+            # A restarted actor would begin its task anew, in the middle of the old one's results.
+            max_restarts=0,
+            max_task_retries=0,
+            concurrency_groups={"say": 1, "hear": 1},
+        )(PipekitWorker)
+        self._workers: list[_RayWorker] = []
+        self._hub = Hub(partial(fail_all, self._workers))
+        self._logs = LogReceiver()
+
+    def open(
+        self, prepared: Prepared, name: str, inbox: Inbox | None, outboxes: Sequence[Outbox], report: Report
+    ) -> Worker:
+        names = worker_names(prepared.stages, name)
+        worker = _RayWorker(
+            self._ray, self._actor.remote(), prepared.stored, self._hub, self._logs, names, inbox, outboxes, report
+        )
+        self._workers.append(worker)
+        worker.greet(prepared.task)
+        return worker
+
+    def start(self) -> None:
+        begun = [worker.begun for worker in self._workers]
+        deadline = monotonic() + self._backend.start_timeout
+        waiting = begun
+        while waiting and monotonic() < deadline:
+            seconds = min(SIGNAL_SECONDS, max(0.0, deadline - monotonic()))
+            _, waiting = self._ray.wait(waiting, num_returns=len(waiting), timeout=seconds)
+        if waiting:
+            raise StartError(self._not_placed(len(waiting)))
+        for worker in self._workers:
+            worker.listen()
+        self._hub.start()
+
+    def _not_placed(self, workers: int) -> str:
+        asked = {"CPU": self._backend.num_cpus, "GPU": self._backend.num_gpus, **self._backend.resources}
+        each = {what: amount for what, amount in asked.items() if amount}
+        free = {what: self._ray.available_resources().get(what, 0) for what in each}
+        return (
+            f"Ray has not placed {workers} of {len(self._workers)} workers within {self._backend.start_timeout:g} s: "
+            f"each needs {each}, and free are now {free}. Use fewer workers, ask for less (num_cpus=0 always fits), or "
+            "give it more time to add nodes (start_timeout)"
+        )
+
+    def close(self) -> None:
+        self._hub.close()
+        self._logs.close()
+        for worker in self._workers:
+            worker.close()
+        self._workers.clear()
+
+
+class _RayWorker(RemoteWorker):
+    """The parent's side of an actor."""
+
+    def __init__(
+        self,
+        ray: Any,
+        actor: Any,
+        stored: Sequence[bool],
+        hub: Hub,
+        logs: LogReceiver,
+        names: Names,
+        inbox: Inbox | None,
+        outboxes: Sequence[Outbox],
+        report: Report,
+    ) -> None:
+        super().__init__(hub, logs, names, inbox, outboxes, report)
+        self._ray = ray
+        self._actor = actor
+        self._stored = stored
+        self._hear = actor.hear.options(concurrency_group="hear", num_returns=0)
+        self.begun = actor.begin.remote(pipekit.__version__, names, log_levels())
+        self._pid, self._node = 0, ""
+        self._unsent: list[Message] = []
+        self._calls = 0
+        self._killed = False
+        self._gone = threading.Event()
+        self._listener = threading.Thread(target=self._listen, name=f"pipekit-ray {names[0][1]}", daemon=True)
+
+    # -- from any thread
+
+    def kill(self) -> None:
+        self._killed = True
+        self._kill()
+
+    def join(self, timeout: float) -> bool:
+        if self._listener.ident is None:  # a run that did not come to start it
+            return self._has_ended(timeout)
+        return self._gone.wait(timeout)
+
+    def close(self) -> None:
+        """Release what is left; the hub has ended."""
+        self._kill()
+        if self._listener.ident is not None and self._listener is not threading.current_thread():
+            self._listener.join(SIGNAL_SECONDS)
+        self.release()
+
+    # -- messages
+
+    def send(self, message: Message) -> None:
+        """Queue a message; what one pass of the hub brings together goes in one call."""
+        self._unsent.append(message)
+        self._hub.call_afterwards(self._flush)
+
+    def _flush(self) -> None:
+        messages, self._unsent = self._unsent, []
+        if messages and not self._gone.is_set():
+            self._hear.remote(self._calls, messages)
+            self._calls += 1
+
+    def _send_payload(self, frame: Frame, how: int) -> None:
+        payload = frame.payload
+        if not isinstance(payload, Stored):
+            whole = pickled(frame)
+            if len(whole.body) < LEAST_APART:
+                super()._send_payload(replace(frame, payload=whole), how)
+                return
+            payload = Stored(self._ray.put(whole.body))
+        self.send(Message(Say.FRAME, frame.count, frame.sequence, outbox=how, elsewhere=payload))
+
+    def listen(self) -> None:
+        """Begin to listen. Raises what has hindered the actor to begin."""
+        self._pid, self._node = self._ray.get(self.begun)
+        self._actor.run.remote()
+        said = {"num_returns": "streaming", "_generator_backpressure_num_objects": SAID_AHEAD}
+        self._said = self._actor.say.options(concurrency_group="say", **said).remote()
+        self._flush()
+        self._listener.start()
+
+    def _listen(self) -> None:
+        death: BaseException | None = None
+        try:
+            for reference in self._said:
+                messages, apart = self._ray.get(reference)
+                for place in apart:
+                    messages[place] = self._whole(messages[place], next(self._said))
+                self._hub.call(partial(self._heard, messages))
+        except BaseException as error:  # also as the last item: Ray's generators end so where their actor has died
+            death = error
+        self._kill()
+        self._has_ended(EXIT_SECONDS)
+        self._hub.call(partial(self._on_end, death))
+
+    def _whole(self, message: Message, body: Any) -> Message:
+        """A message with its body, or what stands for it."""
+        if message.kind is Say.FRAME and self._stored[message.outbox]:
+            return replace(message, elsewhere=Stored(body))
+        return replace(message, body=self._ray.get(body))
+
+    def _heard(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            self.handle(message)
+
+    # -- the end
+
+    def _kill(self) -> None:
+        with suppress(Exception):  # Ray is shut down
+            self._ray.kill(self._actor)
+
+    def _has_ended(self, timeout: float) -> bool:
+        """Wait until Ray knows that the actor is dead."""
+        try:
+            self._ray.get(self._actor.say.remote(), timeout=timeout)
+        except self._ray.exceptions.GetTimeoutError:
+            return False
+        except Exception:
+            return True
+        return False
+
+    def _on_end(self, death: BaseException | None) -> None:
+        self._gone.set()
+        if not self._reported:
+            self._report_once(
+                Outcome() if self._killed else Outcome(self._died(self._reason(death), pid=self._pid, node=self._node))
+            )
+
+    def _reason(self, death: BaseException | None) -> str:
+        return f"its process {self._pid} on {self._node} ended ({death})"
