@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pipekit._stats import WorkerState as WorkerState
     from pipekit.backends.free_threaded import FreeThreadedBackend as FreeThreadedBackend
     from pipekit.backends.process import ProcessBackend as ProcessBackend
+    from pipekit.backends.ray import RayBackend as RayBackend
     from pipekit.backends.thread import ThreadBackend as ThreadBackend
 
 __version__ = "0.1.0"
@@ -59,6 +60,7 @@ __all__ = [
     "PipelineError",
     "Plan",
     "ProcessBackend",
+    "RayBackend",
     "RemoteTraceback",
     "Results",
     "RunStats",
@@ -99,6 +101,7 @@ _LATER = {
     "PipelineError": "pipekit._errors",
     "Plan": "pipekit._plan",
     "ProcessBackend": "pipekit.backends.process",
+    "RayBackend": "pipekit.backends.ray",
     "RemoteTraceback": "pipekit._errors",
     "Results": "pipekit._results",
     "RunStats": "pipekit._stats",

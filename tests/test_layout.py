@@ -177,8 +177,8 @@ def test_public_names_pickle_by_name(name: str) -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'RayBackend'"):
-        pipekit.RayBackend  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'DaskBackend'"):
+        pipekit.DaskBackend  # noqa: B018
 
 
 def modules_loaded_by(program: str) -> set[str]:

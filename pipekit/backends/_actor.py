@@ -7,6 +7,7 @@ third (`hear`).
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -61,10 +62,12 @@ class PipekitWorker:
     """The actor; Ray shows its name where it lists processes and what they print."""
 
     def __init__(self) -> None:
-        self._link: _ActorLink | None = None
+        self._link: ActorLink | None = None
 
-    def begin(self, version: str, names: Names, levels: Levels | None) -> tuple[int, str]:
+    def begin(self, version: str, path: Sequence[str], names: Names, levels: Levels | None) -> tuple[int, str]:
         """Be the worker of these names; the process and the node that it is on.
+
+        path: where the driver finds modules; those of stages may be found there, where the node has the same files.
 
         Raises:
             RuntimeError: the node has another version of pipekit.
@@ -75,8 +78,9 @@ class PipekitWorker:
             )
         import ray.util
 
+        sys.path += [place for place in path if place not in sys.path]
         node = ray.util.get_node_ip_address()
-        self._link = _ActorLink(names, levels, node)
+        self._link = ActorLink(names, levels, node)
         return os.getpid(), node
 
     def run(self) -> None:
@@ -101,7 +105,7 @@ class PipekitWorker:
         self._link.hear(number, messages)
 
 
-class _ActorLink(Link):
+class ActorLink(Link):
     """The connection by calls to the actor and a generator of it."""
 
     def __init__(self, names: Names, levels: Levels | None, node: str) -> None:

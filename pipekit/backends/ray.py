@@ -19,11 +19,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from queue import SimpleQueue
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import pipekit
-from pipekit._errors import BackendUnavailable, OptionError, StartError
+from pipekit._errors import BackendUnavailable, Failure, OptionError, StartError
 from pipekit._frame import Frame
 from pipekit._public import public
 from pipekit._task import Names, Task, worker_names
@@ -163,7 +163,7 @@ def _connect(ray: Any, address: str | None) -> None:
             if address == "local":
                 _start_local(ray)
             else:
-                _knock(address)
+                _knock(ray, address)
                 ray.init(address=address, logging_level="ERROR")
         except Exception as error:
             raise BackendUnavailable(_UNREACHABLE.format(address, error)) from error
@@ -184,11 +184,16 @@ def _check_same(ray: Any, address: str | None) -> None:
         )
 
 
-def _knock(address: str) -> None:
-    """Raise OSError at once where nothing listens at the address: Ray would try for a minute."""
+def _knock(ray: Any, address: str) -> None:
+    """Raise OSError at once where nothing listens at the address: Ray would try for minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        if host in ("localhost", "127.0.0.1"):  # for which Ray takes the machine's own address
+            host = ray.util.get_node_ip_address()
+        try:
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        except OSError as error:
+            raise OSError(f"nobody answers at {host}:{port} ({error})") from error
 
 
 def _start_local(ray: Any) -> None:
@@ -199,6 +204,7 @@ def _start_local(ray: Any) -> None:
     outcome: SimpleQueue[Exception | None] = SimpleQueue()
 
     def start_and_stay() -> None:
+        says_nothing = "RAY_USAGE_STATS_ENABLED" not in os.environ
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             ray.init(
@@ -211,8 +217,12 @@ def _start_local(ray: Any) -> None:
         except Exception as error:
             outcome.put(error)
             return
+        finally:
+            if says_nothing:
+                del os.environ["RAY_USAGE_STATS_ENABLED"]
         outcome.put(None)
-        threading.Event().wait()
+        while ray.is_initialized():  # until somebody shuts it down
+            sleep(1.0)
 
     threading.Thread(target=start_and_stay, name="pipekit-ray", daemon=True).start()
     error = outcome.get()
@@ -303,8 +313,9 @@ class _RayWorker(RemoteWorker):
         self._actor = actor
         self._stored = stored
         self._hear = actor.hear.options(concurrency_group="hear", num_returns=0)
-        self.begun = actor.begin.remote(pipekit.__version__, names, log_levels())
+        self.begun = actor.begin.remote(pipekit.__version__, sys.path, names, log_levels())
         self._pid, self._node = 0, ""
+        self._is_here = False
         self._unsent: list[Message] = []
         self._calls = 0
         self._killed = False
@@ -355,6 +366,7 @@ class _RayWorker(RemoteWorker):
     def listen(self) -> None:
         """Begin to listen. Raises what has hindered the actor to begin."""
         self._pid, self._node = self._ray.get(self.begun)
+        self._is_here = self._node == self._ray.util.get_node_ip_address()
         self._actor.run.remote()
         said = {"num_returns": "streaming", "_generator_backpressure_num_objects": SAID_AHEAD}
         self._said = self._actor.say.options(concurrency_group="say", **said).remote()
@@ -394,19 +406,37 @@ class _RayWorker(RemoteWorker):
     def _has_ended(self, timeout: float) -> bool:
         """Wait until Ray knows that the actor is dead."""
         try:
-            self._ray.get(self._actor.say.remote(), timeout=timeout)
+            self._ray.get(self._actor.__ray_ready__.remote(), timeout=timeout)
         except self._ray.exceptions.GetTimeoutError:
             return False
-        except Exception:
-            return True
+        except Exception:  # also where Ray is shut down
+            return _has_exited(self._pid, monotonic() + timeout) if self._is_here else True
         return False
 
     def _on_end(self, death: BaseException | None) -> None:
         self._gone.set()
         if not self._reported:
-            self._report_once(
-                Outcome() if self._killed else Outcome(self._died(self._reason(death), pid=self._pid, node=self._node))
-            )
+            self._report_once(Outcome() if self._killed else Outcome(self._death(str(death))))
 
-    def _reason(self, death: BaseException | None) -> str:
-        return f"its process {self._pid} on {self._node} ended ({death})"
+    def _death(self, what_ray_says: str) -> Failure:
+        how = f"its process {self._pid} on the node {self._node} ended before it had finished{_LIKELY}"
+        if "node has died" in what_ray_says:
+            how = f"its node {self._node} was lost"
+        return self._died(how, pid=self._pid, node=self._node, traceback=f"{what_ray_says}\n")
+
+
+def _has_exited(pid: int, deadline: float) -> bool:
+    """Wait for the end of a process of this machine, which Ray announces some milliseconds before."""
+    while monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except OSError:
+            return True
+        sleep(0.001)
+    return False
+
+
+_LIKELY = (
+    ", usually by the out-of-memory killer: check the memory that its items need, or use fewer workers on a node; "
+    "what Ray knows of it is above"
+)
