@@ -1,0 +1,226 @@
+"""The Ray backend on a cluster of several nodes. All are on this machine: Ray makes its own address of 127.0.0.1."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from conftest import eventually
+
+from pipekit import BackendUnavailable, Stage, WorkerDied, map_stage, stage
+from pipekit.backends.ray import RayBackend
+
+ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "pipekit-parallel[ray]"')
+
+from ray.cluster_utils import Cluster  # noqa: E402
+
+HEAD, LEFT, RIGHT, THIRD = "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5"
+#: How the head looks after the nodes: one is lost after three answers that did not come. (By default, after 15 s.)
+HEALTH_CHECK = {
+    "health_check_initial_delay_ms": 500,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 500,
+    "health_check_failure_threshold": 3,
+}
+#: Seconds that this takes at most, and as many for a busy machine.
+HEALTH_CHECK_SECONDS = 2 * 3.5
+MEGABYTE = 1 << 20
+ARRAY_SIZE = 40 * MEGABYTE
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without CPUs, where the driver is, and two nodes, each with a resource of its name."""
+    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # on all nodes and here: there is no token in a home to agree on
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        head = {
+            "num_cpus": 0,
+            "node_ip_address": HEAD,
+            "include_dashboard": False,
+            "object_store_memory": 200 * MEGABYTE,
+            "_system_config": HEALTH_CHECK,
+        }
+        nodes = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            add_node(nodes, LEFT, "left")
+            add_node(nodes, RIGHT, "right")
+            yield nodes
+        finally:
+            ray.shutdown()
+            nodes.shutdown()
+
+
+def add_node(cluster: Any, address: str, name: str) -> Any:
+    return cluster.add_node(
+        num_cpus=2, resources={name: 100}, node_ip_address=address, object_store_memory=400 * MEGABYTE
+    )
+
+
+def on(cluster: Any, name: str) -> RayBackend:
+    """Workers of that node."""
+    return RayBackend(address=cluster.address, num_cpus=0, resources={name: 1})
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """Ray's own processes, threads and descriptors stay and change; pipekit's may not."""
+    yield
+    eventually(lambda: not actors(), lambda: f"left: {actors()}")
+
+
+def actors() -> list[str]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if " ".join(process.cmdline()).startswith("ray::PipekitWorker"):
+                found.append(str(process))
+    return found
+
+
+def node_of(_: object) -> str:
+    return str(ray.util.get_node_ip_address())
+
+
+def plus_one(number: int) -> int:
+    return number + 1
+
+
+def test_stages_run_on_the_nodes_that_they_ask_for(cluster: Any) -> None:
+    one = map_stage(backend=on(cluster, "left"), workers=2)(node_of)
+    other = map_stage(backend=on(cluster, "right"), workers=2)(lambda node: (node, node_of(None)))
+    assert set((range(100) | one | other).results()) == {(LEFT, RIGHT)}
+
+
+def test_a_stage_is_spread_over_the_nodes(cluster: Any) -> None:
+    spread = RayBackend(address=cluster.address, scheduling_strategy="SPREAD")
+    nodes = (range(40) | map_stage(backend=spread, workers=2, qsize=1)(waits_and_tells_its_node)).results()
+    assert set(nodes) == {LEFT, RIGHT}
+
+
+def waits_and_tells_its_node(_: object) -> str:
+    time.sleep(0.02)
+    return node_of(None)
+
+
+@pytest.mark.parametrize("middle", ["thread", "process"])
+def test_items_pass_between_nodes_and_this_process(cluster: Any, middle: str) -> None:
+    left, right = (map_stage(backend=on(cluster, name))(plus_one) for name in ("left", "right"))
+    pipe = range(3000) | left | right | map_stage(backend=middle)(plus_one) | left
+    assert list(pipe.results()) == list(range(4, 3004))
+
+
+def arrays(count: int) -> Iterator[Any]:
+    for number in range(count):
+        yield np.full(ARRAY_SIZE // 8, number, dtype=float)
+
+
+def first_and_size(array: Any) -> tuple[float, int]:
+    array[0] += 1  # as on a machine of its own: it may be changed
+    return float(array[0]), array.nbytes
+
+
+def test_what_passes_between_stages_on_ray_does_not_come_here(cluster: Any) -> None:
+    results = (
+        Stage(arrays, 5).setup(backend=on(cluster, "left"), qsize=1)
+        | map_stage(backend=on(cluster, "right"), qsize=1)(first_and_size)
+    ).results()
+    driver = psutil.Process()
+    before, most = driver.memory_info().rss, 0
+    received = []
+    for result in results:
+        received.append(result)
+        most = max(most, driver.memory_info().rss)
+    assert received == [(number + 1.0, ARRAY_SIZE) for number in range(5)]
+    assert most - before < ARRAY_SIZE / 4
+    stores = bytes_in_stores()
+    assert stores[HEAD] < MEGABYTE
+    assert stores[LEFT] >= ARRAY_SIZE
+    assert stores[RIGHT] >= ARRAY_SIZE
+
+
+def test_what_passes_on_to_this_process_does_come_here(cluster: Any) -> None:
+    """The measure of the test before can tell."""
+    pipe = Stage(arrays, 2).setup(backend=on(cluster, "left"), qsize=1) | map_stage(backend="thread")(first_and_size)
+    assert sorted(pipe.results()) == [(1.0, ARRAY_SIZE), (2.0, ARRAY_SIZE)]
+    assert bytes_in_stores()[HEAD] >= ARRAY_SIZE
+
+
+def bytes_in_stores() -> dict[str, int]:
+    """The memory that each node's store has taken so far, by the node's address: it is not given back."""
+    taken = {}
+    for process in psutil.Process().children(recursive=True):
+        if process.name() == "raylet":
+            (address,) = [part for part in process.cmdline() if part.startswith("--node_ip_address=")]
+            taken[address.partition("=")[2]] = _shared_memory_of(process.pid)
+    return taken
+
+
+def _shared_memory_of(pid: int) -> int:
+    taken = 0
+    for descriptor in os.listdir(f"/proc/{pid}/fd"):
+        path = f"/proc/{pid}/fd/{descriptor}"
+        with suppress(OSError):
+            if os.readlink(path).startswith("/dev/shm"):
+                taken += 512 * os.stat(path).st_blocks
+    return taken
+
+
+def test_a_lost_node_is_told(cluster: Any) -> None:
+    doomed = add_node(cluster, THIRD, "doomed")
+    endless = itertools.count() | map_stage(backend=on(cluster, "left"))(plus_one)
+    with (endless | map_stage(backend=on(cluster, "doomed"), workers=2)(plus_one)).results() as results:
+        next(results)
+        lost = time.monotonic()
+        cluster.remove_node(doomed, allow_graceful=False)  # SIGKILL
+        with pytest.raises(WorkerDied, match=rf'"plus_one#2-\d" died: its node {THIRD} was lost') as caught:
+            for _ in results:
+                pass
+        assert time.monotonic() - lost < HEALTH_CHECK_SECONDS
+    assert caught.value.failure.node == THIRD
+    after = range(100) | map_stage(backend=on(cluster, "left"))(plus_one)  # the others go on
+    assert sorted(after.results()) == list(range(1, 101))
+
+
+def test_results_on_a_lost_node_are_an_error_not_a_silent_end(cluster: Any) -> None:
+    """The worker has ended well; what it gave is in the store of its node, when that is lost."""
+    doomed = add_node(cluster, THIRD, "doomed")
+    gate = RayBackend(address=cluster.address, num_cpus=0, resources={"left": 1})
+
+    def waits(items: Iterable[Any], path: str) -> Iterator[float]:
+        for array in items:
+            while not os.path.exists(path):
+                time.sleep(0.01)
+            yield float(array[0])
+
+    path = f"/tmp/pipekit-test-{os.getpid()}-go"  # all nodes are on this machine
+    pipe = Stage(arrays, 3).setup(backend=on(cluster, "doomed")) | stage(backend=gate)(waits)(path)
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    results = pipe.results()
+    try:
+        eventually(lambda: results.stats().stages[0].running == 0, seconds=30)
+        cluster.remove_node(doomed, allow_graceful=False)
+        with open(path, "w"):
+            pass
+        with pytest.raises(Exception, match="."):
+            list(results)
+    finally:
+        results.close()
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def test_a_program_that_is_connected_uses_that_cluster(cluster: Any) -> None:
+    ([1] | map_stage(backend=RayBackend(address=cluster.address))(plus_one)).plan()
+    assert set((range(10) | map_stage(backend=RayBackend(num_cpus=1))(node_of)).results()) <= {LEFT, RIGHT}
+    with pytest.raises(BackendUnavailable, match="is connected to"):
+        ([1] | map_stage(backend=RayBackend(address="127.0.0.9:6379"))(plus_one)).plan()
