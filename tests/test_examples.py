@@ -18,6 +18,8 @@ MARK = "# Output:\n"
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example_prints_what_it_says(example: Path, tmp_path: Path) -> None:
+    if example.stem.endswith("_on_ray"):
+        pytest.importorskip("ray", reason='Ray is not installed: pip install "pipekit-parallel[ray]"')
     command = [sys.executable, str(example)]
     ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50, cwd=tmp_path)
     assert ran.stderr == ""

@@ -72,6 +72,8 @@ ORDER = [
     "pipekit.backends.thread",
     "pipekit.backends.free_threaded",
     "pipekit.backends.process",
+    "pipekit.backends._actor",
+    "pipekit.backends.ray",
     "pipekit",
     "pipekit.testing._around",
     "pipekit.testing._faults",

@@ -38,7 +38,7 @@ for mistake, declare in mistakes.items():
 # an option's name: SignatureError: there is no option 'worker': the options are workers, qsize,
 # backend, key, name, fuse
 # a backend's name: OptionError: there is no backend 'threads': use one of 'auto', 'free-threaded',
-# 'process', 'thread', or a Backend object
+# 'process', 'ray', 'thread', or a Backend object
 # a missing argument: SignatureError: stage 'scale': missing a required argument: 'factor'; call the
 # stage to give its arguments, scale(...)
 # a number on the left: SignatureError: 5 cannot stand left of `|`: that must be an iterable, a stage

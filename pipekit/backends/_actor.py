@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import pipekit
 from pipekit._frame import Pickled
 from pipekit._live import stop_all
 from pipekit._output import Flusher
@@ -35,6 +34,8 @@ AHEAD_SECONDS = 0.1
 class Stored:
     """Items whose body is in Ray's store; a `pipekit._frame.Payload` that is fetched where it is opened.
 
+    Opening it raises RuntimeError where the body is lost.
+
     reference: the ObjectRef of the body of a `Pickled`.
     skipped: items at its beginning that somebody has read.
     """
@@ -45,7 +46,12 @@ class Stored:
     def open(self) -> Any:
         import ray
 
-        payload = Pickled(ray.get(self.reference))
+        try:
+            payload = Pickled(ray.get(self.reference))
+        except ray.exceptions.RayError as error:
+            raise RuntimeError(
+                "items that it was to read are lost, with the node that had them in its store"
+            ) from error
         return (payload.rest(self.skipped) if self.skipped else payload).open()
 
     def rest(self, consumed: int) -> Stored:
@@ -56,6 +62,11 @@ class Stored:
         import ray
 
         ray.wait([self.reference], timeout=0, fetch_local=True)
+
+
+def own_version() -> str:
+    """The version of pipekit in this process; the package is there before its modules."""
+    return str(sys.modules["pipekit"].__version__)
 
 
 class PipekitWorker:
@@ -72,10 +83,8 @@ class PipekitWorker:
         Raises:
             RuntimeError: the node has another version of pipekit.
         """
-        if version != pipekit.__version__:
-            raise RuntimeError(
-                f"pipekit {pipekit.__version__} is on this node, {version} on the driver's: use the same"
-            )
+        if version != own_version():
+            raise RuntimeError(f"pipekit {own_version()} is on this node, {version} on the driver's: use the same")
         import ray.util
 
         sys.path += [place for place in path if place not in sys.path]

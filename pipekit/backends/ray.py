@@ -22,13 +22,12 @@ from queue import SimpleQueue
 from time import monotonic, sleep
 from typing import Any
 
-import pipekit
 from pipekit._errors import BackendUnavailable, Failure, OptionError, StartError
 from pipekit._frame import Frame
 from pipekit._public import public
 from pipekit._task import Names, Task, worker_names
 from pipekit._worker import Outcome
-from pipekit.backends._actor import LEAST_APART, PipekitWorker, Stored
+from pipekit.backends._actor import LEAST_APART, PipekitWorker, Stored, own_version
 from pipekit.backends._base import Backend, Executor, Inbox, Outbox, Report, Worker
 from pipekit.backends._hub import Hub
 from pipekit.backends._logs import LogReceiver, log_levels
@@ -313,7 +312,7 @@ class _RayWorker(RemoteWorker):
         self._actor = actor
         self._stored = stored
         self._hear = actor.hear.options(concurrency_group="hear", num_returns=0)
-        self.begun = actor.begin.remote(pipekit.__version__, sys.path, names, log_levels())
+        self.begun = actor.begin.remote(own_version(), sys.path, names, log_levels())
         self._pid, self._node = 0, ""
         self._is_here = False
         self._unsent: list[Message] = []
@@ -437,6 +436,6 @@ def _has_exited(pid: int, deadline: float) -> bool:
 
 
 _LIKELY = (
-    ", usually by the out-of-memory killer: check the memory that its items need, or use fewer workers on a node; "
-    "what Ray knows of it is above"
+    ", usually by the out-of-memory killer, or with its node: check the memory that its items need, or use fewer "
+    "workers on a node; what Ray knows of it is above"
 )
