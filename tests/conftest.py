@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,8 +22,12 @@ from pipekit._frame import FORCED_SIZE
 from pipekit._gil import gil_is_on
 from pipekit._stack import calls_of
 
-#: Those that run on this interpreter.
-BACKENDS = ["thread", "process"] if gil_is_on() else ["thread", "process", "free-threaded"]
+#: Those that run on every machine with this interpreter; or what the environment says: `PIPEKIT_TEST_BACKENDS=ray`.
+BACKENDS = os.environ.get(
+    "PIPEKIT_TEST_BACKENDS", "thread process" if gil_is_on() else "thread process free-threaded"
+).split()
+#: Those whose workers are in other processes.
+REMOTE = {"process", "ray"}
 
 #: For what is said of slow items: they travel alone.
 items_travel_alone = pytest.mark.skipif(FORCED_SIZE > 1, reason="frames are forced to hold several items")
@@ -43,8 +48,10 @@ def backend_pair(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _helpers_started() -> None:
-    """The fork server, the resource tracker, and the pipe by which threads tell where they are, stay until the program
-    ends: have them before leaks are counted."""
+    """The fork server, the resource tracker, a Ray, and the pipe by which threads tell where they are, stay until the
+    program ends: have them before leaks are counted."""
+    for backend in BACKENDS:
+        pipekit.Stage(range, 1).setup(backend=backend).execute()
     pipekit.Stage(range, 1).execute()
     calls_of(threading.get_ident(), ())
 
@@ -73,6 +80,8 @@ def _belongings() -> set[str]:
 
 
 def _files() -> set[str]:
+    if "ray" in sys.modules:  # its connections, and the files of its store, come and go
+        return set()
     shared = Path("/dev/shm")
     files = {f"file {path}" for path in shared.iterdir()} if shared.is_dir() else set()
     for descriptor in os.listdir("/proc/self/fd"):
@@ -86,13 +95,14 @@ def _files() -> set[str]:
 
 
 def workers_alive() -> list[str]:
-    """The processes that descend from this one, without the two helpers of multiprocessing."""
+    """The processes that descend from this one, without the two helpers of multiprocessing, and Ray's own."""
     alive = []
     for process in psutil.Process().children(recursive=True):
         try:
             command = " ".join(process.cmdline())
             is_helper = "resource_tracker" in command or ("forkserver" in command and process.ppid() == os.getpid())
-            if not is_helper and process.status() != psutil.STATUS_ZOMBIE:
+            is_rays = "/ray/" in command or (command.startswith("ray::") and "PipekitWorker" not in command)
+            if not is_helper and not is_rays and process.status() != psutil.STATUS_ZOMBIE:
                 alive.append(f"{process.pid} {command[:60]}")
         except psutil.NoSuchProcess:
             continue

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import eventually
+from conftest import REMOTE, eventually
 
 from pipekit import (
     DROP,
@@ -330,7 +330,7 @@ def test_a_key_divides_the_items_of_all_stages_that_share_workers(backend: str) 
 @pytest.mark.parametrize("place", range(3))
 def test_a_stage_in_a_call_without_end_is_named_and_the_others_wait_for_it(backend: str, place: int) -> None:
     release = threading.Event()
-    stuck = StuckAtThree(None if backend == "process" else release)
+    stuck = StuckAtThree(None if backend in REMOTE else release)
     results = three(place, stuck, backend=backend, fuse=True, qsize=1).results(stall_timeout=0.4)
     eventually(lambda: results.stats().stages[1].received > 0)
     with pytest.raises(Stalled) as caught:
@@ -392,7 +392,7 @@ def test_log_records_have_the_names_of_the_stage_that_logs(backend: str, keeper:
 
     list((range(COUNT) | logs("f") | logs("g") | logs("h")).results())
     assert keeper.names == {(name, name, f"{name}-0") for name in "fgh"}
-    if backend == "process":
+    if backend in REMOTE:
         assert keeper.processes == {(f"{name}-0", f"{name}-0") for name in "fgh"}
 
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 from uuid import UUID
 
 import pytest
-from conftest import eventually
+from conftest import REMOTE, eventually
 from stage_functions import KEYS, Counting, Modulo, counted, doubled, plus_one
 
 from pipekit import (
@@ -174,7 +174,7 @@ def test_a_blocked_branch_holds_up_the_source_and_not_for_ever(backend: str) -> 
         assert [tag for tag, _ in itertools.islice(results, 2)] == ["free", "free"]
         settle(lambda: source.read)
         # The blocked item, a queue of 3, the prefix, a queue of 3 and the source; a process has one more.
-        assert source.read <= 1 + 3 + 1 + 3 + 1 + (backend == "process")
+        assert source.read <= 1 + 3 + 1 + 3 + 1 + (backend in REMOTE)
         gate.set()
         assert len(list(itertools.islice(results, 100))) == 100
 
@@ -299,7 +299,7 @@ def test_a_choosing_function_that_cannot_be_pickled_is_an_error_at_the_start() -
 def test_the_choice_is_made_in_the_workers_left_of_it(backend: str) -> None:
     here = os.getpid()
     where = route(lambda _: os.getpid() == here, {True: tagged("here", "thread"), False: tagged("there", "thread")})
-    assert list(([1] | same(backend) | where).results()) == [("there" if backend == "process" else "here", 1)]
+    assert list(([1] | same(backend) | where).results()) == [("there" if backend in REMOTE else "here", 1)]
 
 
 def test_the_choice_is_made_once_for_each_item() -> None:
@@ -935,7 +935,7 @@ def test_in_every_shape_the_source_is_read_no_further_ahead_than_documented(
 
     source = Counting()
     pipe, stages, queues = SHAPES[shape](source, make)
-    ahead = sum(2 if one.name == "first" else 1 for one in stages if one.options.backend == "process")
+    ahead = sum(2 if one.name == "first" else 1 for one in stages if one.options.backend in REMOTE)
     sources = 2 if shape == "merge" else 1
     bound = queues * qsize + sources + workers * (len(stages) + ahead)
     copies = 2 if shape == "tee" else 1

@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import BACKENDS, eventually
+from conftest import BACKENDS, REMOTE, eventually
 
 from pipekit import (
     ItemNotPicklable,
@@ -399,7 +399,7 @@ def test_odd_exceptions_arrive_as_they_are_or_as_text(backend: str, kind: str) -
     with pytest.raises(TaskException, match='The task "fail-0" raised') as caught:
         list(([7] | map_stage(backend=backend)(fail)).results())
     assert caught.value.failure.type_name == expected.__name__
-    assert type(caught.value.__cause__) is (expected if travels or backend != "process" else RemoteTraceback)
+    assert type(caught.value.__cause__) is (expected if travels or backend not in REMOTE else RemoteTraceback)
     assert len(str(caught.value)) < 3000
     assert ", in fail\n" in caught.value.failure.traceback
     assert "TaskException" in "".join(traceback.format_exception(caught.value))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
-from conftest import eventually, items_travel_alone
+from conftest import REMOTE, eventually, items_travel_alone
 from stage_functions import Counting
 
 from pipekit import Stage, map_stage, stage
@@ -17,7 +17,7 @@ from pipekit._plan import DEFAULT_QSIZE
 
 
 def process_workers(*stages: Stage[Any, Any]) -> int:
-    return sum(one.options.workers for one in stages if one.options.backend == "process")
+    return sum(one.options.workers for one in stages if one.options.backend in REMOTE)
 
 
 @pytest.mark.parametrize("qsize", [1, 2, 7, 30, 200])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 
-from conftest import BACKENDS
+from conftest import BACKENDS, REMOTE
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 from stage_functions import KEYS, Modulo, counted, faulty, first_three, same, summed
@@ -177,7 +177,7 @@ class _Drawing:
         kind = self._one_of(kinds)
         if kind == "origin":
             origin = Origin(self._one_of(["range", "generator", "thread", "process"]), self._one_of([0, 1, 5, 40, 200]))
-            self._process_workers += origin.kind == "process"
+            self._process_workers += origin.kind in REMOTE
             return origin
         if kind == "merge":
             return Merged(self._some(lambda: self._closed(depth - 1), 3))
@@ -207,8 +207,8 @@ class _Drawing:
         workers = 1 if function == "summed" else self._one_of([1, 2, 3])
         processes = 3 * workers if function == "mapped" else workers  # if they are not fused
         room = self._process_workers + processes <= MOST_PROCESS_WORKERS
-        backend = self._one_of(BACKENDS if room else [name for name in BACKENDS if name != "process"])
-        self._process_workers += processes if backend == "process" else 0
+        backend = self._one_of(BACKENDS if room else [name for name in BACKENDS if name not in REMOTE])
+        self._process_workers += processes if backend in REMOTE else 0
         keys: list[str | None] = [*KEYS] if function == "counted" else [None, None, *KEYS]
         step = Step(
             function, workers, self._one_of([1, 2, 3, None, 0]), backend, self._one_of(keys), self._one_of(FUSES)

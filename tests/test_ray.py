@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import eventually
+from conftest import eventually, workers_alive
 
 from pipekit import (
     BackendUnavailable,
@@ -60,24 +60,6 @@ def _ray_started() -> Iterator[None]:
     assert ([1] | map_stage(backend="ray")(plus_one)).execute() == 2
     yield
     ray.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left_behind() -> Iterator[None]:
-    """Ray's own processes, threads and descriptors stay and change; pipekit's may not."""
-    yield
-    eventually(lambda: not actors(), lambda: f"left: {actors()}")
-
-
-def actors() -> list[int]:
-    """The processes of workers that this program has."""
-    return [each.pid for each in psutil.Process().children(recursive=True) if is_actor(each)]
-
-
-def is_actor(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return " ".join(process.cmdline()).startswith("ray::PipekitWorker")
-    return False
 
 
 def same(items: Iterable[Any]) -> Iterator[Any]:
@@ -332,7 +314,7 @@ def test_leaving_kills_a_worker_in_a_call_without_end() -> None:
     started = time.monotonic()
     results.close()
     assert time.monotonic() - started < 2
-    assert actors() == []
+    assert workers_alive() == []
 
 
 # -- where Ray is not, or has no room
@@ -416,7 +398,6 @@ def test_a_killed_program_leaves_no_actor_and_no_ray(
     running, processes = program
     ends_later = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}  # Ray's own agents, which take a minute to notice
     processes = [each for each in processes if each.name() not in ends_later]
-    assert any(map(is_actor, processes))
     running.send_signal(how)
     running.wait()
     eventually(lambda: not alive(processes), lambda: f"left: {alive(processes)}", seconds=ORPHANED)

@@ -71,22 +71,6 @@ def on(cluster: Any, name: str) -> RayBackend:
     return RayBackend(address=cluster.address, num_cpus=0, resources={name: 1})
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind() -> Iterator[None]:
-    """Ray's own processes, threads and descriptors stay and change; pipekit's may not."""
-    yield
-    eventually(lambda: not actors(), lambda: f"left: {actors()}")
-
-
-def actors() -> list[str]:
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if " ".join(process.cmdline()).startswith("ray::PipekitWorker"):
-                found.append(str(process))
-    return found
-
-
 def node_of(_: object) -> str:
     return str(ray.util.get_node_ip_address())
 
