@@ -22,10 +22,9 @@ from pipekit._frame import FORCED_SIZE
 from pipekit._gil import gil_is_on
 from pipekit._stack import calls_of
 
+FREE_THREADED = [] if gil_is_on() else ["free-threaded"]
 #: Those that run on every machine with this interpreter; or what the environment says: `PIPEKIT_TEST_BACKENDS=ray`.
-BACKENDS = os.environ.get(
-    "PIPEKIT_TEST_BACKENDS", "thread process" if gil_is_on() else "thread process free-threaded"
-).split()
+BACKENDS = os.environ.get("PIPEKIT_TEST_BACKENDS", "").split() or ["thread", "process", *FREE_THREADED]
 #: Those whose workers are in other processes.
 REMOTE = {"process", "ray"}
 

@@ -36,9 +36,7 @@ from pipekit import (
     stage,
     tee,
 )
-from pipekit._frame import Frame, Pickled
-from pipekit.backends._actor import LEAST_APART, ActorLink
-from pipekit.backends._wire import Message, Say
+from pipekit.backends._actor import LEAST_APART
 from pipekit.backends.ray import RayBackend
 from pipekit.testing import CHECKS, Check
 
@@ -218,37 +216,6 @@ def fails_to_load() -> None:
 # -- what Ray does with calls
 
 
-def frame_message(number: int, items: list[int]) -> Message:
-    return Message(Say.FRAME, len(items), number, Pickled.pack(list[object](items), plain=True).body)
-
-
-def nothing() -> None:
-    pass
-
-
-def items_of(frame: Frame | None) -> list[int]:
-    assert frame is not None
-    return list(frame.open()[0])
-
-
-def test_an_end_that_overtakes_frames_waits_for_them() -> None:
-    link = ActorLink((("work", "work-0"),), None, "here")
-    link.hear(2, [Message(Say.END)])
-    link.hear(1, [frame_message(1, [3])])
-    link.hear(0, [frame_message(0, [1, 2])])
-    assert items_of(link.reader.get(nothing)) == [1, 2]
-    link.reader.finished(2, 0.0, 0.0)
-    assert items_of(link.reader.get(nothing)) == [3]
-    link.reader.finished(1, 0.0, 0.0)
-    assert link.reader.get(nothing) is None
-
-
-def test_a_stop_waits_for_nothing() -> None:
-    link = ActorLink((("work", "work-0"),), None, "here")
-    link.hear(1, [Message(Say.STOP)])  # the call before it is still on its way
-    assert link.stopped
-
-
 def test_large_and_small_items_keep_their_order_before_the_end() -> None:
     items = [bytes([number % 250]) * (3_000_000 if number % 5 == 0 else 10) for number in range(60)]
     for _ in range(3):
@@ -324,6 +291,12 @@ def test_a_worker_that_cannot_be_placed_is_a_start_error() -> None:
     there_is_none = RayBackend(resources={"unobtainium": 1}, start_timeout=0.5)
     with pytest.raises(StartError, match=r"not placed 2 of 2 workers within 0.5 s: each needs .*'unobtainium': 1"):
         list((range(3) | map_stage(workers=2, backend=there_is_none)(plus_one)).results())
+
+
+def test_a_node_with_another_pipekit_is_a_start_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipekit.backends.ray.own_version", lambda: "0.0.1")
+    with pytest.raises(StartError, match=r"pipekit .* is on this node, 0.0.1 on the driver's"):
+        ([1] | map_stage(backend="ray")(plus_one)).results()
 
 
 def test_a_program_uses_one_cluster() -> None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from queue import SimpleQueue
 from time import monotonic, sleep
+from types import NoneType
 from typing import Any
 
 from pipekit._errors import BackendUnavailable, Failure, OptionError, StartError
@@ -77,14 +78,17 @@ class RayBackend(Backend):
     start_timeout: float = 60.0
     name = "ray"
     remote = True
-    fuses = True
     store: str | None = "ray"
     frame_seconds = FRAME_SECONDS
 
     def __post_init__(self) -> None:
+        if not isinstance(self.address, (str, NoneType)):
+            raise OptionError(f"address={self.address!r} cannot work: give text, such as 'auto' or '10.0.0.1:6379'")
+        if not isinstance(self.resources, Mapping):
+            raise OptionError(f"resources={self.resources!r} cannot work: give a dict of names and numbers")
         for what in ("num_cpus", "num_gpus"):
             _check_amount(what, getattr(self, what))
-        for what, amount in dict(self.resources).items():
+        for what, amount in self.resources.items():
             _check_amount(f"resources[{what!r}]", amount)
         if not self.start_timeout > 0:
             raise OptionError(f"start_timeout={self.start_timeout!r} cannot work: give seconds, more than 0")
@@ -200,7 +204,7 @@ def _start_local(ray: Any) -> None:
 
     In a thread that stays: the system ends Ray's processes when the thread ends that started them (PR_SET_PDEATHSIG).
     """
-    outcome: SimpleQueue[Exception | None] = SimpleQueue()
+    outcome: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def start_and_stay() -> None:
         says_nothing = "RAY_USAGE_STATS_ENABLED" not in os.environ
@@ -213,7 +217,7 @@ def _start_local(ray: Any) -> None:
                 include_dashboard=False,
                 logging_level="ERROR",
             )
-        except Exception as error:
+        except BaseException as error:
             outcome.put(error)
             return
         finally:
@@ -270,8 +274,13 @@ class _RayExecutor(Executor):
             _, waiting = self._ray.wait(waiting, num_returns=len(waiting), timeout=seconds)
         if waiting:
             raise StartError(self._not_placed(len(waiting)))
-        for worker in self._workers:
-            worker.listen()
+        try:
+            for worker in self._workers:
+                worker.listen()
+        except Exception as error:
+            raise StartError(
+                f"a worker on Ray could not begin ({error}): all nodes need this pipekit, this Ray"
+            ) from error
         self._hub.start()
 
     def _not_placed(self, workers: int) -> str:
@@ -334,7 +343,8 @@ class _RayWorker(RemoteWorker):
 
     def close(self) -> None:
         """Release what is left; the hub has ended."""
-        self._kill()
+        if not self._gone.is_set():
+            self._kill()
         if self._listener.ident is not None and self._listener is not threading.current_thread():
             self._listener.join(SIGNAL_SECONDS)
         self.release()
