@@ -6,6 +6,7 @@ third (`hear`).
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -88,6 +89,7 @@ class PipekitWorker:
         import ray.util
 
         sys.path += [place for place in path if place not in sys.path]
+        multiprocessing.current_process().name = names[0][1]  # for log records, as in the process backend
         node = ray.util.get_node_ip_address()
         self._link = ActorLink(names, levels, node)
         return os.getpid(), node
