@@ -90,6 +90,7 @@ def test_nothing_with_bytes(meter: Meter, size: int) -> None:
         meter.note(us_per_item=meter.median / items * 1e6)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data's own
 def test_three_stages_against_ray_data(meter: Meter) -> None:
     """`ray data`: what share of the time that `map_batches` takes for the same three functions. The goal is less
     than 1."""

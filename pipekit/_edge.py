@@ -24,6 +24,9 @@ from pipekit._task import FRAME_SECONDS
 #: those behind it (10 ms between threads and processes): so the queues in front of a slow stage or consumer stay short,
 #: too, although their own readers are fast.
 FLOW = 10 / 3
+#: Bytes that a frame holds, where its items are large: more would only fill the memory. (Few frames of 3 ms are larger;
+#: those of 50 ms, which cost 2 ms, would be.)
+FRAME_BYTES = 8 << 20
 #: An elastic queue holds this many frames for each reader: what the reader has ahead, and as much waiting ...
 FRAMES_AHEAD = 8
 #: ... but never fewer items than this, so that many quick finishers of slow work need not wait for each other.
@@ -74,6 +77,7 @@ class Edge:
         self._limits = limits
         self._pace = Pace(limits.frame_limit, limits.frame_seconds)
         self._flow = Pace(limits.frame_limit, FLOW * limits.frame_seconds)
+        self._fitting = limits.frame_limit  # items of the size of the last ones that are not too large together
         self._all_readers = readers
         self._set_frame_size()
         self._frames: deque[Frame] = deque()
@@ -217,12 +221,15 @@ class Edge:
 
     def _set_frame_size(self) -> None:
         #: Items that writers should put into a frame now.
-        self.frame_size = min(self._pace.size, self._flow.size)
+        self.frame_size = min(self._pace.size, self._flow.size, self._fitting)
         # Items that wait in an elastic queue at most. What is lent is not among them: a reader in a long item may have
         # many items ahead, and the others must not want.
         self._needed = max(MIN_ROOM, FRAMES_AHEAD * self._all_readers * self.frame_size)
 
     def _admit(self, frame: Frame) -> None:
+        if frame.size > FRAME_BYTES or self._fitting < self._limits.frame_limit:
+            self._fitting = max(1, min(self._limits.frame_limit, frame.count * FRAME_BYTES // max(1, frame.size)))
+            self._set_frame_size()
         self.entered += frame.count
         self.queued += frame.count
         self._frames.append(frame)

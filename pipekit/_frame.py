@@ -22,6 +22,10 @@ from pipekit._shown import MOST_BYTES, shown, size_shown
 class Payload(Protocol):
     """Items in a form that the parent process need not understand."""
 
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, where that is known, else 0."""
+
     def open(self) -> tuple[list[Any], Callable[[Any], object] | None]:
         """The parts, one an item, and the function that turns a part into its item (None: it is the item)."""
 
@@ -109,8 +113,8 @@ class Pickled:
 
     def shown(self, most: int) -> list[str]:
         """The first items as text, at most so many, without running code of theirs; of a large body, its size."""
-        if self._size > 2 * MOST_BYTES:
-            return [size_shown(self._size)]
+        if self.size > 2 * MOST_BYTES:
+            return [size_shown(self.size)]
         _, parts = self._parts()  # holds plain values and bytes
         return [shown(part[0]) if type(part) is tuple else short_repr(part) for part in parts[:most]]
 
@@ -119,7 +123,7 @@ class Pickled:
         return Pickled(pickle.dumps((mixed, parts[consumed:]), PROTOCOL), self.leases, self.shared)
 
     @property
-    def _size(self) -> int:
+    def size(self) -> int:
         return len(self.body) or self.leases[-1].size
 
     def _parts(self) -> tuple[bool, list[Any]]:
@@ -163,6 +167,12 @@ class Frame:
     sequence: int
     count: int
     payload: Sequence[Any] | Payload
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, where that is known, else 0: of objects it is not."""
+        payload = self.payload
+        return 0 if isinstance(payload, (list, tuple)) else payload.size  # type: ignore[union-attr]  # as in `open`
 
     def open(self) -> tuple[Sequence[Any], Callable[[Any], object] | None]:
         """The parts, one an item, and what turns a part into its item (None: it is the item)."""

@@ -75,9 +75,14 @@ class _Finding:
         options = [self._places[number].node.options for number in (first, second)]
         if any(one.fuse for one in options):
             return "fuse=True"
-        if self._backends[first].fuses and options[0].workers >= self._cpus:
-            return f"{_counted(options[0].workers, 'worker')} for {_counted(self._cpus, 'CPU')}"
-        return None
+        if not self._backends[first].fuses:
+            return None
+        cpus = self._backends[first].cpus() or self._cpus
+        return (
+            f"{_counted(options[0].workers, 'worker')} for {_counted(cpus, 'CPU')}"
+            if options[0].workers >= cpus
+            else None
+        )
 
     def _obstacle(self, first: int, second: int) -> str | None:
         """What forbids to fuse a stage with the one that reads its results, None if nothing does."""

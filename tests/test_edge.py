@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipekit._edge import MIN_ROOM, Edge, Limits, Signal
-from pipekit._frame import Frame
+from pipekit._edge import FRAME_BYTES, MIN_ROOM, Edge, Limits, Signal
+from pipekit._frame import Frame, Pickled
 
 
 class Waiter:
@@ -200,6 +200,23 @@ def test_frames_grow_while_the_reader_is_fast_up_to_the_limit() -> None:
     machine = edge(frame_limit=5)
     for expected in (2, 4, 5, 5):
         machine.measured(machine.frame_size, 0.0, 0.0)
+        assert machine.frame_size == expected
+
+
+def test_frames_of_large_items_are_kept_to_a_number_of_bytes_and_grow_again() -> None:
+    machine = edge(room=None, frame_limit=1000)
+    for _ in range(10):
+        machine.measured(machine.frame_size, 0.0, 0.0)
+    assert machine.frame_size == 1000
+    for count, size, expected in [
+        (1000, FRAME_BYTES, 1000),
+        (1000, 4 * FRAME_BYTES, 250),
+        (250, 2 * FRAME_BYTES, 125),
+        (1, 2 * FRAME_BYTES, 1),
+        (1, FRAME_BYTES // 10, 10),
+        (10, 10, 1000),
+    ]:
+        machine.offer(Frame(0, count, Pickled(bytes(size))))
         assert machine.frame_size == expected
 
 

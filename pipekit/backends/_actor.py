@@ -38,10 +38,12 @@ class Stored:
     Opening it raises RuntimeError where the body is lost.
 
     reference: the ObjectRef of the body of a `Pickled`.
+    size: of the body, in bytes.
     skipped: items at its beginning that somebody has read.
     """
 
     reference: Any
+    size: int
     skipped: int = 0
 
     def open(self) -> Any:
@@ -100,13 +102,13 @@ class PipekitWorker:
         self._link.run()
 
     def say(self) -> Iterator[Any]:
-        """What the worker says, until its end: messages, and which of their bodies follow as objects of their own."""
+        """What the worker says, until its end: messages, and which bodies follow as objects, with their sizes."""
         assert self._link is not None
         while messages := self._link.said():
             bodies = {place: message.body for place, message in enumerate(messages) if len(message.body) >= LEAST_APART}
             for place in bodies:
                 messages[place] = replace(messages[place], body=b"")
-            yield messages, list(bodies)
+            yield messages, [(place, len(body)) for place, body in bodies.items()]
             for body in bodies.values():
                 yield bytes(body)
 

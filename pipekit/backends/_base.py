@@ -142,6 +142,14 @@ class Backend(ABC):
     def executor(self) -> Executor:
         """A new executor for one run."""
 
+    def cpus(self) -> int | None:
+        """The CPUs that its workers share; None, as here: those that this process may use.
+
+        Raises:
+            BackendUnavailable: it cannot run here.
+        """
+        return None
+
     def warm_up(self) -> None:  # noqa: B027  # most have nothing to do
         """A run that uses this backend is about to be compiled: begin what takes long, is no worker, and can be shared
         by all runs, such as a server. Waits for nothing, and raises nothing: `open` reports what hinders it."""

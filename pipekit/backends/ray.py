@@ -37,9 +37,8 @@ from pipekit.backends._wire import Message, Say
 
 #: Seconds of work that a frame holds. Measured: its way to an actor and back takes some 2 ms of processor time.
 FRAME_SECONDS = 0.05
-#: Bytes of the store of a Ray that pipekit starts, and the CPUs that it says it has: how many workers there are is for
-#: the pipeline to say, as on the other backends.
-LOCAL_STORE, LOCAL_CPUS = 512 << 20, 10_000
+#: Bytes of the store of a Ray that pipekit starts.
+LOCAL_STORE = 512 << 20
 #: Objects of a generator that may wait until the listener takes them. A guard: what a worker may say is bounded by what
 #: its parent has allowed.
 SAID_AHEAD = 64
@@ -78,6 +77,7 @@ class RayBackend(Backend):
     start_timeout: float = 60.0
     name = "ray"
     remote = True
+    fuses = True
     store: str | None = "ray"
     frame_seconds = FRAME_SECONDS
 
@@ -115,6 +115,13 @@ class RayBackend(Backend):
         _connect(ray, self.address)
         return _RayExecutor(ray, self)
 
+    def cpus(self) -> int | None:
+        ray = _imported()
+        if _is_local(ray, self.address):
+            return None
+        _connect(ray, self.address)
+        return int(ray.cluster_resources().get("CPU", 0)) or None
+
 
 def _check_amount(what: str, amount: object) -> None:
     if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not amount >= 0:
@@ -124,6 +131,7 @@ def _check_amount(what: str, amount: object) -> None:
 # -- Ray itself
 
 _connecting = threading.Lock()
+_own_address: str | None = None  # of the Ray that this program has started, if it has
 
 
 def _imported() -> Any:
@@ -207,12 +215,12 @@ def _start_local(ray: Any) -> None:
     outcome: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def start_and_stay() -> None:
+        global _own_address
         says_nothing = "RAY_USAGE_STATS_ENABLED" not in os.environ
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             ray.init(
                 "local",
-                num_cpus=LOCAL_CPUS,
                 object_store_memory=LOCAL_STORE,
                 include_dashboard=False,
                 logging_level="ERROR",
@@ -223,6 +231,7 @@ def _start_local(ray: Any) -> None:
         finally:
             if says_nothing:
                 del os.environ["RAY_USAGE_STATS_ENABLED"]
+        _own_address = ray.get_runtime_context().gcs_address
         outcome.put(None)
         while ray.is_initialized():  # until somebody shuts it down
             sleep(1.0)
@@ -241,7 +250,8 @@ class _RayExecutor(Executor):
         self._ray = ray
         self._backend = backend
         self._actor = ray.remote(
-            num_cpus=backend.num_cpus,
+            # On a Ray of its own the pipeline says how many workers there are, as on the other backends.
+            num_cpus=0 if ray.get_runtime_context().gcs_address == _own_address else backend.num_cpus,
             num_gpus=backend.num_gpus,
             resources=dict(backend.resources),
             scheduling_strategy=backend.scheduling_strategy,
@@ -369,7 +379,7 @@ class _RayWorker(RemoteWorker):
             if len(whole.body) < LEAST_APART:
                 super()._send_payload(replace(frame, payload=whole), how)
                 return
-            payload = Stored(self._ray.put(whole.body))
+            payload = Stored(self._ray.put(whole.body), len(whole.body))
         self.send(Message(Say.FRAME, frame.count, frame.sequence, outbox=how, elsewhere=payload))
 
     def listen(self) -> None:
@@ -387,8 +397,8 @@ class _RayWorker(RemoteWorker):
         try:
             for reference in self._said:
                 messages, apart = self._ray.get(reference)
-                for place in apart:
-                    messages[place] = self._whole(messages[place], next(self._said))
+                for place, size in apart:
+                    messages[place] = self._whole(messages[place], next(self._said), size)
                 self._hub.call(partial(self._heard, messages))
         except BaseException as error:  # also as the last item: Ray's generators end so where their actor has died
             death = error
@@ -396,10 +406,10 @@ class _RayWorker(RemoteWorker):
         self._has_ended(EXIT_SECONDS)
         self._hub.call(partial(self._on_end, death))
 
-    def _whole(self, message: Message, body: Any) -> Message:
+    def _whole(self, message: Message, body: Any, size: int) -> Message:
         """A message with its body, or what stands for it."""
         if message.kind is Say.FRAME and self._stored[message.outbox]:
-            return replace(message, elsewhere=Stored(body))
+            return replace(message, elsewhere=Stored(body, size))
         return replace(message, body=self._ray.get(body))
 
     def _heard(self, messages: Sequence[Message]) -> None:

@@ -25,5 +25,8 @@ class Around(Backend):
     def prepare(self, task: Task) -> Any:
         return self._backend.prepare(task)
 
+    def cpus(self) -> int | None:
+        return self._backend.cpus()
+
     def warm_up(self) -> None:
         self._backend.warm_up()
