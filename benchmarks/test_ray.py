@@ -97,7 +97,7 @@ def test_three_stages_against_ray_data(meter: Meter) -> None:
     from ray.data import DataContext
 
     DataContext.get_current().enable_progress_bars = False
-    items = SMOKE.size(20_000, 100)
+    items = SMOKE.size(60_000, 100)
 
     def by_pipekit() -> None:
         stages = [map_stage(workers=2, backend=ON_RAY)(compute_20_us) for _ in range(3)]
