@@ -12,6 +12,7 @@ from pipekit import (
     NoInput,
     Pipeline,
     ProcessBackend,
+    RayBackend,
     Results,
     RunStats,
     Stage,
@@ -181,6 +182,7 @@ assert_type(fetch.setup(workers=2, qsize=0), Stage[str, bytes, []])
 assert_type(fetch.setup(qsize=None, backend=ThreadBackend()), Stage[str, bytes, []])
 assert_type(add_n.setup(workers=2)(7), Stage[int, int])
 assert_type(add_n(7).setup(backend=ProcessBackend(start_method="spawn")), Stage[int, int])
+assert_type(add_n(7).setup(backend=RayBackend(num_gpus=0.5, resources={"disk": 1})), Stage[int, int])
 assert_type(urls | fetch.setup(workers=2), Pipeline[NoInput, bytes])
 
 

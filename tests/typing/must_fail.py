@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pipekit import DROP, NoInput, Pipeline, Stage, map_stage, merge, route, run_inline, stage, tee
+from pipekit import DROP, NoInput, Pipeline, RayBackend, Stage, map_stage, merge, route, run_inline, stage, tee
 from pipekit.testing import Faults, FaultyBackend
 
 
@@ -77,6 +77,9 @@ add_n.setup(workers="2")  # type: ignore[arg-type]
 add_n.setup(workers=None)  # type: ignore[arg-type]
 add_n.setup(qsize=1.5)  # type: ignore[arg-type]
 add_n.setup(backend=3)  # type: ignore[arg-type]
+RayBackend(address=6379)  # type: ignore[arg-type]
+RayBackend(resources=["disk"])  # type: ignore[arg-type]
+RayBackend(gpus=1)  # type: ignore[call-arg]
 stage(worker=2)  # type: ignore[call-overload]
 stage(workers="2")  # type: ignore[call-overload]
 stage(filter_errors=True)  # type: ignore[call-overload]
