@@ -433,33 +433,36 @@ def test_modules_beside_the_program_are_found_by_its_workers(tmp_path: Path) -> 
     assert ran.stdout == "1\n8\n", ran.stderr
 
 
+IS_UNAVAILABLE = """
+    from pipekit import BackendUnavailable, RayBackend, map_stage
+    try:
+        ([1] | map_stage(backend=RayBackend(address={!r}))(abs)).plan()
+    except BackendUnavailable as error:
+        print(error)
+    """
+
+
 def test_an_address_that_nobody_answers_at_is_told_when_the_pipeline_is_compiled() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.2", 0))  # and does not listen
-        ran = run(
-            f"""
-            from pipekit import BackendUnavailable, RayBackend, map_stage
-            try:
-                ([1] | map_stage(backend=RayBackend(address="127.0.0.2:{taken.getsockname()[1]}"))(abs)).plan()
-            except BackendUnavailable as error:
-                print(error)
-            """
-        )
+        ran = run(IS_UNAVAILABLE.format(f"127.0.0.2:{taken.getsockname()[1]}"))
     assert "nobody answers at 127.0.0.2" in ran.stdout, ran.stderr
     assert "ray status" in ran.stdout
 
 
+def test_for_127_0_0_1_ray_takes_the_machines_own_address() -> None:
+    own = ray.util.get_node_ip_address()
+    if own == "127.0.0.1":
+        pytest.skip("this machine has no other address")
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        ran = run(IS_UNAVAILABLE.format(f"127.0.0.1:{listening.getsockname()[1]}"))
+    assert f"nobody answers at {own}" in ran.stdout, ran.stderr
+
+
 def test_an_address_from_the_environment_is_used() -> None:
-    ran = run(
-        """
-        from pipekit import BackendUnavailable, map_stage
-        try:
-            ([1] | map_stage(backend="ray")(abs)).plan()
-        except BackendUnavailable as error:
-            print(error)
-        """,
-        RAY_ADDRESS="127.0.0.2:9",
-    )
+    ran = run(IS_UNAVAILABLE.format(None), RAY_ADDRESS="127.0.0.2:9")
     assert "nobody answers at 127.0.0.2:9" in ran.stdout, ran.stderr
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -193,6 +196,21 @@ def test_results_on_a_lost_node_are_an_error_not_a_silent_end(cluster: Any, tmp_
         path.touch()
         with pytest.raises(TaskException, match='"waits-0" raised RuntimeError.*lost, with the node that had them'):
             list(results)
+
+
+def test_a_program_that_does_not_agree_on_authentication_is_told_so(cluster: Any, tmp_path: Path) -> None:
+    code = f"""
+        from pipekit import BackendUnavailable, RayBackend, map_stage
+        try:
+            ([1] | map_stage(backend=RayBackend(address={cluster.address!r}))(abs)).plan()
+        except BackendUnavailable as error:
+            print(error)
+        """
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=50, env=environment
+    )
+    assert "RAY_AUTH_MODE is the same on all nodes and here" in ran.stdout, ran.stderr
 
 
 def test_a_program_that_is_connected_uses_that_cluster(cluster: Any) -> None:
