@@ -261,7 +261,7 @@ def test_an_announced_object_that_is_no_backend_is_said_to_be_none(monkeypatch: 
 
 def test_known_names_are_listed_when_a_name_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     _announce(monkeypatch, "os:sep")
-    with pytest.raises(OptionError, match="'auto', 'free-threaded', 'own', 'process', 'thread'"):
+    with pytest.raises(OptionError, match="'auto', 'free-threaded', 'own', 'process', 'ray', 'thread'"):
         map_stage(backend="other")
 
 
