@@ -60,6 +60,7 @@ def _fused_only_if_asked() -> Iterator[None]:
     """Stages share workers where a test asks for it, on machines with few CPUs and with many."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_fusion, "usable_cpus", lambda: 1000)
+        patch.setattr(pipekit.RayBackend, "cpus", lambda _: None)
         yield
 
 

@@ -57,7 +57,7 @@ def test_a_stop_waits_for_nothing() -> None:
         ({"resources": ["disk"]}, "resources=.* cannot work"),
         ({"resources": {"disk": -1}}, r"resources\['disk'\]=-1 cannot work"),
         ({"scheduling_strategy": "PACKED"}, "scheduling_strategy='PACKED' cannot work"),
-        ({"start_timeout": 0}, "start_timeout=0 cannot work"),
+        ({"start_timeout": "long"}, "start_timeout='long' cannot work"),
     ],
 )
 def test_options_that_cannot_work_are_errors_at_once(options: dict[str, Any], message: str) -> None:

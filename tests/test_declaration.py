@@ -99,7 +99,10 @@ def test_any_iterable_is_a_source(source: Any) -> None:
         ({"workers": "2"}, "workers='2'"),
         ({"qsize": -1}, "qsize=-1"),
         ({"qsize": "many"}, "qsize='many'"),
-        ({"backend": "quantum"}, "no backend 'quantum': use one of 'auto', 'free-threaded', 'process', 'ray', 'thread'"),
+        (
+            {"backend": "quantum"},
+            "no backend 'quantum': use one of 'auto', 'free-threaded', 'process', 'ray', 'thread'",
+        ),
         ({"backend": 7}, "backend must be a name or a Backend object"),
     ],
 )

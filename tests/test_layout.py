@@ -72,6 +72,7 @@ ORDER = [
     "pipekit.backends.thread",
     "pipekit.backends.free_threaded",
     "pipekit.backends.process",
+    "pipekit.backends._cluster",
     "pipekit.backends._actor",
     "pipekit.backends.ray",
     "pipekit",

@@ -377,7 +377,14 @@ def test_a_killed_program_leaves_no_actor_and_no_ray(
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    return [each for each in processes if each.is_running() and not is_zombie(each)]
+
+
+def is_zombie(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -403,7 +410,40 @@ def test_a_program_that_ends_stops_the_ray_that_it_started() -> None:
     result, pids = ran.stdout.splitlines()
     assert result == "3"
     assert pids
-    eventually(lambda: not any(psutil.pid_exists(int(pid)) for pid in pids.split()))
+    left = [psutil.Process(int(pid)) for pid in pids.split() if psutil.pid_exists(int(pid))]
+    eventually(lambda: not alive(left), lambda: f"left: {alive(left)}", seconds=ORPHANED)
+
+
+def test_a_ray_that_is_shut_down_under_a_run_is_an_error_and_no_other_is_started() -> None:
+    ran = run(
+        """
+        import itertools
+        import ray
+        from pipekit import WorkerDied, map_stage
+        with (itertools.count() | map_stage(backend="ray")(abs)).results() as results:
+            next(results)
+            ray.shutdown()
+            try:
+                for result in results:
+                    pass
+            except WorkerDied as error:
+                print("Ray was shut down while the pipeline ran" in str(error), ray.is_initialized())
+        print(list(([-1] | map_stage(backend="ray")(abs)).results()))
+        """
+    )
+    assert ran.stdout == "True False\n[1]\n", ran.stderr
+
+
+def test_a_program_that_ends_in_the_middle_of_a_run_says_nothing() -> None:
+    ran = run(
+        """
+        import itertools
+        from pipekit import map_stage
+        results = (itertools.count() | map_stage(backend="ray", workers=2)(abs)).results()
+        print(next(results))
+        """
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "0\n", "")
 
 
 def test_what_a_worker_prints_arrives() -> None:

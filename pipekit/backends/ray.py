@@ -11,25 +11,24 @@ store. Between stages on Ray the parent passes on references, and the bodies go 
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from queue import SimpleQueue
 from time import monotonic, sleep
 from types import NoneType
 from typing import Any
 
-from pipekit._errors import BackendUnavailable, Failure, OptionError, StartError
+from pipekit._errors import Failure, OptionError, StartError
 from pipekit._frame import Frame
 from pipekit._public import public
 from pipekit._task import Names, Task, worker_names
 from pipekit._worker import Outcome
 from pipekit.backends._actor import LEAST_APART, PipekitWorker, Stored, own_version
 from pipekit.backends._base import Backend, Executor, Inbox, Outbox, Report, Worker
+from pipekit.backends._cluster import connect, import_ray, is_own, is_to_be_started
 from pipekit.backends._hub import Hub
 from pipekit.backends._logs import LogReceiver, log_levels
 from pipekit.backends._remote import Prepared, RemoteWorker, fail_all, pickled, pickled_task
@@ -37,13 +36,9 @@ from pipekit.backends._wire import Message, Say
 
 #: Seconds of work that a frame holds. Measured: its way to an actor and back takes some 2 ms of processor time.
 FRAME_SECONDS = 0.05
-#: Bytes of the store of a Ray that pipekit starts.
-LOCAL_STORE = 512 << 20
 #: Objects of a generator that may wait until the listener takes them. A guard: what a worker may say is bounded by what
 #: its parent has allowed.
 SAID_AHEAD = 64
-#: Seconds that a connection to a cluster's address may take.
-CONNECT_SECONDS = 5.0
 #: Seconds after which a wait in the main thread looks whether a signal has come.
 SIGNAL_SECONDS = 0.3
 #: Seconds until an actor that was killed is given up.
@@ -86,12 +81,10 @@ class RayBackend(Backend):
             raise OptionError(f"address={self.address!r} cannot work: give text, such as 'auto' or '10.0.0.1:6379'")
         if not isinstance(self.resources, Mapping):
             raise OptionError(f"resources={self.resources!r} cannot work: give a dict of names and numbers")
-        for what in ("num_cpus", "num_gpus"):
+        for what in ("num_cpus", "num_gpus", "start_timeout"):
             _check_amount(what, getattr(self, what))
         for what, amount in self.resources.items():
             _check_amount(f"resources[{what!r}]", amount)
-        if not self.start_timeout > 0:
-            raise OptionError(f"start_timeout={self.start_timeout!r} cannot work: give seconds, more than 0")
         if isinstance(self.scheduling_strategy, str) and self.scheduling_strategy not in ("DEFAULT", "SPREAD"):
             raise OptionError(
                 f"scheduling_strategy={self.scheduling_strategy!r} cannot work: use 'DEFAULT', 'SPREAD', "
@@ -105,141 +98,27 @@ class RayBackend(Backend):
             )
 
     def prepare(self, task: Task) -> Prepared:
-        ray = _imported()
-        if not _is_local(ray, self.address):
-            _connect(ray, self.address)
+        ray = import_ray()
+        if not is_to_be_started(ray, self.address):
+            connect(ray, self.address)
         return Prepared([step.stage for step in task.steps], pickled_task(task), task.stored)
 
     def executor(self) -> Executor:
-        ray = _imported()
-        _connect(ray, self.address)
+        ray = import_ray()
+        connect(ray, self.address)
         return _RayExecutor(ray, self)
 
     def cpus(self) -> int | None:
-        ray = _imported()
-        if _is_local(ray, self.address):
+        ray = import_ray()
+        if is_to_be_started(ray, self.address):
             return None
-        _connect(ray, self.address)
+        connect(ray, self.address)
         return int(ray.cluster_resources().get("CPU", 0)) or None
 
 
 def _check_amount(what: str, amount: object) -> None:
     if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not amount >= 0:
         raise OptionError(f"{what}={amount!r} cannot work: give a number, 0 or more")
-
-
-# -- Ray itself
-
-_connecting = threading.Lock()
-_own_address: str | None = None  # of the Ray that this program has started, if it has
-
-
-def _imported() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        import sysconfig
-
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        if sysconfig.get_config_var("Py_GIL_DISABLED"):
-            raise BackendUnavailable(_NO_RAY_FOR.format(f"free-threaded Python {version}")) from error
-        raise BackendUnavailable(_NOT_INSTALLED.format(error, version)) from error
-    return ray
-
-
-_NOT_INSTALLED = (
-    'the backend "ray" needs Ray, which cannot be imported ({}): pip install "pipekit-parallel[ray]". '
-    "(If there is no Ray for Python {} yet, use an older Python)"
-)
-_NO_RAY_FOR = 'the backend "ray" needs Ray, and there is none for {}: use a Python with a GIL'
-
-
-def _is_local(ray: Any, address: str | None) -> bool:
-    """Whether a Ray on this machine is meant that is still to be started: not for a plan that is only looked at."""
-    return not ray.is_initialized() and (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
-
-
-def _connect(ray: Any, address: str | None) -> None:
-    """Be connected to the cluster of that address, or to a Ray of this program's own.
-
-    Raises:
-        BackendUnavailable: it cannot be reached, or this program is connected to another one.
-    """
-    with _connecting:
-        if ray.is_initialized():
-            _check_same(ray, address)
-            return
-        address = address or os.environ.get("RAY_ADDRESS") or "local"
-        try:
-            if address == "local":
-                _start_local(ray)
-            else:
-                _knock(ray, address)
-                ray.init(address=address, logging_level="ERROR")
-        except Exception as error:
-            raise BackendUnavailable(_UNREACHABLE.format(address, error)) from error
-
-
-_UNREACHABLE = (
-    'the backend "ray" cannot use the cluster at {!r}: {}. Check that it runs (`ray status` on a node), the address, '
-    "the versions of Ray and Python there, and that RAY_AUTH_MODE is the same on all nodes and here"
-)
-
-
-def _check_same(ray: Any, address: str | None) -> None:
-    connected: str = ray.get_runtime_context().gcs_address
-    if address not in (None, "auto", "local", connected):
-        raise BackendUnavailable(
-            f"a stage asks for the Ray cluster at {address!r}, and this program is connected to {connected!r}: "
-            "a program can use one cluster; call ray.shutdown() to leave it"
-        )
-
-
-def _knock(ray: Any, address: str) -> None:
-    """Raise OSError at once where nothing listens at the address: Ray would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit():
-        if host in ("localhost", "127.0.0.1"):  # for which Ray takes the machine's own address
-            host = ray.util.get_node_ip_address()
-        try:
-            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-        except OSError as error:
-            raise OSError(f"nobody answers at {host}:{port} ({error})") from error
-
-
-def _start_local(ray: Any) -> None:
-    """Start a Ray of this program's own; Ray itself stops it when the program ends.
-
-    In a thread that stays: the system ends Ray's processes when the thread ends that started them (PR_SET_PDEATHSIG).
-    """
-    outcome: SimpleQueue[BaseException | None] = SimpleQueue()
-
-    def start_and_stay() -> None:
-        global _own_address
-        says_nothing = "RAY_USAGE_STATS_ENABLED" not in os.environ
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            ray.init(
-                "local",
-                object_store_memory=LOCAL_STORE,
-                include_dashboard=False,
-                logging_level="ERROR",
-            )
-        except BaseException as error:
-            outcome.put(error)
-            return
-        finally:
-            if says_nothing:
-                del os.environ["RAY_USAGE_STATS_ENABLED"]
-        _own_address = ray.get_runtime_context().gcs_address
-        outcome.put(None)
-        while ray.is_initialized():  # until somebody shuts it down
-            sleep(1.0)
-
-    threading.Thread(target=start_and_stay, name="pipekit-ray", daemon=True).start()
-    error = outcome.get()
-    if error is not None:
-        raise error
 
 
 # -- a run
@@ -251,7 +130,7 @@ class _RayExecutor(Executor):
         self._backend = backend
         self._actor = ray.remote(
             # On a Ray of its own the pipeline says how many workers there are, as on the other backends.
-            num_cpus=0 if ray.get_runtime_context().gcs_address == _own_address else backend.num_cpus,
+            num_cpus=0 if is_own(ray) else backend.num_cpus,
             num_gpus=backend.num_gpus,
             resources=dict(backend.resources),
             scheduling_strategy=backend.scheduling_strategy,
@@ -368,7 +247,7 @@ class _RayWorker(RemoteWorker):
 
     def _flush(self) -> None:
         messages, self._unsent = self._unsent, []
-        if messages and not self._gone.is_set():
+        if messages and not self._gone.is_set() and self._ray.is_initialized():
             self._hear.remote(self._calls, messages)
             self._calls += 1
 
@@ -418,17 +297,22 @@ class _RayWorker(RemoteWorker):
 
     # -- the end
 
+    # Where Ray was shut down, by the program or as it ends, a call of Ray would start a new one: so each asks before.
+
     def _kill(self) -> None:
-        with suppress(Exception):  # Ray is shut down
-            self._ray.kill(self._actor)
+        if self._ray.is_initialized():
+            with suppress(Exception):  # it was shut down meanwhile
+                self._ray.kill(self._actor)
 
     def _has_ended(self, timeout: float) -> bool:
         """Wait until Ray knows that the actor is dead."""
+        if not self._ray.is_initialized():
+            return True
         try:
             self._ray.get(self._actor.__ray_ready__.remote(), timeout=timeout)
         except self._ray.exceptions.GetTimeoutError:
             return False
-        except Exception:  # also where Ray is shut down
+        except Exception:
             return _has_exited(self._pid, monotonic() + timeout) if self._is_here else True
         return False
 
@@ -439,7 +323,9 @@ class _RayWorker(RemoteWorker):
 
     def _death(self, what_ray_says: str) -> Failure:
         how = f"its process {self._pid} on the node {self._node} ended before it had finished{_LIKELY}"
-        if "node has died" in what_ray_says:
+        if not self._ray.is_initialized():
+            how = "Ray was shut down while the pipeline ran"
+        elif "node has died" in what_ray_says:
             how = f"its node {self._node} was lost"
         return self._died(how, pid=self._pid, node=self._node, traceback=f"{what_ray_says}\n")
 
