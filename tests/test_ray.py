@@ -387,14 +387,11 @@ def is_zombie(process: psutil.Process) -> bool:
         return True
 
 
-def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        timeout=50,
-        env={**os.environ, **environment},
-    )
+def run(code: str, **environment: str | None) -> subprocess.CompletedProcess[str]:
+    """Run a program, with these changes in its environment; None: without it."""
+    environ = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=50, env=environ)
 
 
 def test_a_program_that_ends_stops_the_ray_that_it_started() -> None:
@@ -444,6 +441,15 @@ def test_a_program_that_ends_in_the_middle_of_a_run_says_nothing() -> None:
         """
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "0\n", "")
+
+
+def test_a_user_who_has_set_nothing_needs_to_set_nothing(tmp_path: Path) -> None:
+    code = """
+        from pipekit import map_stage
+        print(list(([1] | map_stage(backend="ray")(abs)).results()))
+        """
+    ran = run(code, RAY_AUTH_MODE=None, RAY_USAGE_STATS_ENABLED=None, HOME=str(tmp_path))
+    assert (ran.stdout, ran.stderr) == ("[1]\n", "")
 
 
 def test_what_a_worker_prints_arrives() -> None:
