@@ -175,9 +175,13 @@ class TaskException(PipekitError):  # the seed library's name
         super().__init__(self._summary(failure, others))
         self.failure = failure
         self.others = tuple(others)
-        if failure.item is not None and not issubclass(failure.kind, WorkerDied):  # its message has the items
-            where = f"pid {failure.pid}" if failure.node is None else f"pid {failure.pid} on {failure.node}"
-            self.add_note(f'worker "{failure.worker}" ({where}) was at the item {failure.item}')
+        where = f'worker "{failure.worker}" (pid {failure.pid}{(failure.node and f" on {failure.node}") or ""})'
+        if issubclass(failure.kind, WorkerDied):
+            pass  # its message has node and items
+        elif failure.item is not None:
+            self.add_note(f"{where} was at the item {failure.item}")
+        elif failure.node is not None:
+            self.add_note(f"{where} raised it")
         self.add_note(self._advice)
 
     @staticmethod

@@ -47,7 +47,7 @@ class _Finding:
         self._places = layout.places
         self._consumer = layout.consumer
         self._backends = backends
-        self._cpus = usable_cpus()
+        self._cpus: dict[Backend, int] = {}
         self._writers = Counter(reader for place in layout.places for reader in set(place.outlet.leaves()))
 
     def fusion(self) -> Fusion:
@@ -77,12 +77,16 @@ class _Finding:
             return "fuse=True"
         if not self._backends[first].fuses:
             return None
-        cpus = self._backends[first].cpus() or self._cpus
-        return (
-            f"{_counted(options[0].workers, 'worker')} for {_counted(cpus, 'CPU')}"
-            if options[0].workers >= cpus
-            else None
-        )
+        cpus = self._cpus_of(self._backends[first])
+        if options[0].workers < cpus:
+            return None
+        return f"{_counted(options[0].workers, 'worker')} for {_counted(cpus, 'CPU')}"
+
+    def _cpus_of(self, backend: Backend) -> int:
+        """Those that its workers share; each backend is asked once."""
+        if backend not in self._cpus:
+            self._cpus[backend] = backend.cpus() or usable_cpus()
+        return self._cpus[backend]
 
     def _obstacle(self, first: int, second: int) -> str | None:
         """What forbids to fuse a stage with the one that reads its results, None if nothing does."""

@@ -215,7 +215,7 @@ class _Outboxes:
                     boxes.pickled.append(pickled)
                     boxes.shared.append(pickled and all(one.shares_memory for one in sharing if one.remote))
                     reached = {_store(readers.get(number)) for number in group}
-                    boxes.stored.append(writer.store is not None and reached == {writer.store})
+                    boxes.stored.append(bool(writer.store) and reached == {writer.store})
             return To(tuple(range(first, len(boxes.edges))))
 
         return replace(boxes, outlet=outlet.replaced(to_outboxes))
@@ -225,8 +225,8 @@ def _is_remote(backend: Backend | None) -> bool:
     return backend is not None and backend.remote
 
 
-def _store(backend: Backend | None) -> str | None:
-    return None if backend is None else backend.store
+def _store(backend: Backend | None) -> str:
+    return "" if backend is None else backend.store
 
 
 def _group(

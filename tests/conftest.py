@@ -80,7 +80,8 @@ def _belongings() -> set[str]:
 
 
 def _files() -> set[str]:
-    if "ray" in sys.modules:  # its connections, and the files of its store, come and go
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():  # its connections, and the files of its store, come and go
         return set()
     shared = Path("/dev/shm")
     files = {f"file {path}" for path in shared.iterdir()} if shared.is_dir() else set()

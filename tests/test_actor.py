@@ -58,6 +58,9 @@ def test_a_stop_waits_for_nothing() -> None:
         ({"resources": {"disk": -1}}, r"resources\['disk'\]=-1 cannot work"),
         ({"scheduling_strategy": "PACKED"}, "scheduling_strategy='PACKED' cannot work"),
         ({"start_timeout": "long"}, "start_timeout='long' cannot work"),
+        ({"start_timeout": 0}, "start_timeout=0 cannot work"),
+        ({"num_cpus": float("inf")}, "num_cpus=inf cannot work"),
+        ({"resources": {"GPU": 1}}, "use num_gpus"),
     ],
 )
 def test_options_that_cannot_work_are_errors_at_once(options: dict[str, Any], message: str) -> None:

@@ -25,6 +25,7 @@ from pipekit import (
     BackendUnavailable,
     Doing,
     ItemNotPicklable,
+    OptionError,
     Stage,
     Stalled,
     StartError,
@@ -36,7 +37,7 @@ from pipekit import (
     stage,
     tee,
 )
-from pipekit.backends._actor import LEAST_APART
+from pipekit.backends._actor import LEAST_APART, own_version
 from pipekit.backends.ray import RayBackend
 from pipekit.testing import CHECKS, Check
 
@@ -200,6 +201,16 @@ def test_an_error_has_its_type_traceback_stage_worker_and_node() -> None:
     assert any(ray.util.get_node_ip_address() in note for note in caught.value.__notes__)
 
 
+def test_an_error_without_an_item_names_its_node_too() -> None:
+    def fails() -> Iterator[int]:
+        yield 1
+        raise OSError("on purpose")
+
+    with pytest.raises(TaskException) as caught:
+        list(Stage(fails).setup(backend="ray").results())
+    assert any(ray.util.get_node_ip_address() in note for note in caught.value.__notes__)
+
+
 def test_an_item_that_cannot_be_unpickled_in_the_actor_is_named() -> None:
     class Fails:
         def __reduce__(self) -> Any:
@@ -299,6 +310,48 @@ def test_a_node_with_another_pipekit_is_a_start_error(monkeypatch: pytest.Monkey
         ([1] | map_stage(backend="ray")(plus_one)).results()
 
 
+def test_one_worker_that_cannot_begin_ends_the_others_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = itertools.chain([own_version()], itertools.repeat("0.0.1"))
+    monkeypatch.setattr("pipekit.backends.ray.own_version", lambda: next(versions))
+    started = time.monotonic()
+    with pytest.raises(StartError, match=r"0.0.1 on the driver's"):
+        ([1] | map_stage(backend="ray", workers=2)(plus_one)).results()
+    assert time.monotonic() - started < RayBackend().start_timeout / 2
+
+
+def test_options_that_ray_does_not_take_are_errors_when_the_pipeline_is_compiled() -> None:
+    with pytest.raises(OptionError, match="Ray does not take the options"):
+        ([1] | map_stage(backend=RayBackend(scheduling_strategy=5))(plus_one)).plan()
+
+
+def test_a_call_that_does_not_reach_the_actor_ends_the_run() -> None:
+    """Its messages are lost, and those behind them would wait for them."""
+
+    class FailsToArrive:
+        def __reduce__(self) -> Any:
+            return fails_to_load, ()
+
+    pipe = itertools.count() | stage(backend="ray")(same)
+    with pipe.results() as results:
+        next(results)
+        worker = results_workers(results)[0]
+        worker._watch(worker._hear.remote(-1, FailsToArrive()))  # as Ray would fail to bring it
+        with pytest.raises(WorkerDied, match="the connection with it"):
+            for _ in results:
+                pass
+
+
+def results_workers(results: Any) -> list[Any]:
+    return [worker for worker in results._run._workers if hasattr(worker, "_hear")]
+
+
+def test_pipelines_inside_workers_find_room_on_a_ray_of_the_programs_own() -> None:
+    def total(count: int) -> int:
+        return sum((range(count) | map_stage(backend="ray", workers=3)(plus_one)).results())
+
+    assert list(([4] | map_stage(backend="ray")(total)).results()) == [10]
+
+
 def test_a_program_uses_one_cluster() -> None:
     with pytest.raises(BackendUnavailable, match="is connected to"):
         ([1] | map_stage(backend=RayBackend(address="10.1.2.3:6379"))(plus_one)).plan()
@@ -315,7 +368,6 @@ import itertools, os, signal, sys, time
 from pipekit import map_stage, stage
 
 def busy(items):
-    os.write(1, b"")
     for item in items:
         yield os.getpid()
         while True:
@@ -369,8 +421,7 @@ def test_a_killed_program_leaves_no_actor_and_no_ray(
     program: tuple[subprocess.Popen[str], list[psutil.Process]], how: signal.Signals
 ) -> None:
     running, processes = program
-    ends_later = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}  # Ray's own agents, which take a minute to notice
-    processes = [each for each in processes if each.name() not in ends_later]
+    processes = without_agents(processes)
     running.send_signal(how)
     running.wait()
     eventually(lambda: not alive(processes), lambda: f"left: {alive(processes)}", seconds=ORPHANED)
@@ -378,6 +429,11 @@ def test_a_killed_program_leaves_no_actor_and_no_ray(
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [each for each in processes if each.is_running() and not is_zombie(each)]
+
+
+def without_agents(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Without Ray's own agents, which may take a minute to notice that the others have gone."""
+    return [each for each in processes if each.name() not in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")]
 
 
 def is_zombie(process: psutil.Process) -> bool:
@@ -407,25 +463,31 @@ def test_a_program_that_ends_stops_the_ray_that_it_started() -> None:
     result, pids = ran.stdout.splitlines()
     assert result == "3"
     assert pids
-    left = [psutil.Process(int(pid)) for pid in pids.split() if psutil.pid_exists(int(pid))]
+    left = without_agents([psutil.Process(int(pid)) for pid in pids.split() if psutil.pid_exists(int(pid))])
     eventually(lambda: not alive(left), lambda: f"left: {alive(left)}", seconds=ORPHANED)
 
 
 def test_a_ray_that_is_shut_down_under_a_run_is_an_error_and_no_other_is_started() -> None:
+    """Where nothing moves at that moment: a call of Ray that is under way then may end the program, in Ray's code."""
     ran = run(
         """
-        import itertools
+        import time
         import ray
-        from pipekit import WorkerDied, map_stage
-        with (itertools.count() | map_stage(backend="ray")(abs)).results() as results:
+        from pipekit import WorkerDied, stage
+
+        @stage(backend="ray")
+        def one_and_waits(items):
+            yield from items
+            time.sleep(100)
+
+        with ([1] | one_and_waits).results() as results:
             next(results)
             ray.shutdown()
             try:
-                for result in results:
-                    pass
+                next(results)
             except WorkerDied as error:
                 print("Ray was shut down while the pipeline ran" in str(error), ray.is_initialized())
-        print(list(([-1] | map_stage(backend="ray")(abs)).results()))
+        print(list(([1] | stage(backend="ray")(iter)).results()))
         """
     )
     assert ran.stdout == "True False\n[1]\n", ran.stderr
@@ -479,6 +541,7 @@ def test_modules_beside_the_program_are_found_by_its_workers(tmp_path: Path) -> 
     assert ran.stdout == "1\n8\n", ran.stderr
 
 
+PIPES: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 IS_UNAVAILABLE = """
     from pipekit import BackendUnavailable, RayBackend, map_stage
     try:
@@ -494,6 +557,29 @@ def test_an_address_that_nobody_answers_at_is_told_when_the_pipeline_is_compiled
         ran = run(IS_UNAVAILABLE.format(f"127.0.0.2:{taken.getsockname()[1]}"))
     assert "nobody answers at 127.0.0.2" in ran.stdout, ran.stderr
     assert "ray status" in ran.stdout
+
+
+def test_something_else_that_answers_there_is_told_from_a_cluster() -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.2", 0))
+        listening.listen()
+        address = f"127.0.0.2:{listening.getsockname()[1]}"
+        with subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(IS_UNAVAILABLE.format(address))], **PIPES
+        ) as program:
+            connection, _ = listening.accept()
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            connection.close()
+            stdout, stderr = program.communicate(timeout=50)
+    assert f"what answers at {address} is no Ray cluster" in stdout, stderr
+
+
+def test_an_address_that_stays_silent_is_told_in_seconds() -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.2", 0))
+        listening.listen()
+        ran = run(IS_UNAVAILABLE.format(f"127.0.0.2:{listening.getsockname()[1]}"))
+    assert "nobody answers at 127.0.0.2" in ran.stdout, ran.stderr
 
 
 def test_for_127_0_0_1_ray_takes_the_machines_own_address() -> None:

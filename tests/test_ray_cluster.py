@@ -21,6 +21,9 @@ from conftest import eventually
 from pipekit import BackendUnavailable, Stage, TaskException, WorkerDied, map_stage, stage
 from pipekit.backends.ray import RayBackend
 
+#: Before the tests' session replaces it (see conftest).
+cpus_of_a_cluster = RayBackend.cpus
+
 ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "pipekit-parallel[ray]"')
 
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -57,6 +60,7 @@ def cluster() -> Iterator[Any]:
         try:
             add_node(nodes, LEFT, "left")
             add_node(nodes, RIGHT, "right")
+            assert ([1] | map_stage(backend=on(nodes, "left"))(plus_one)).execute() == 2  # connects this process
             yield nodes
         finally:
             ray.shutdown()
@@ -162,20 +166,47 @@ def _shared_memory_of(pid: int) -> int:
     return taken
 
 
-def test_a_lost_node_is_told(cluster: Any) -> None:
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+def test_a_lost_node_is_told(cluster: Any, how: str) -> None:
     doomed = add_node(cluster, THIRD, "doomed")
     endless = itertools.count() | map_stage(backend=on(cluster, "left"))(plus_one)
     with (endless | map_stage(backend=on(cluster, "doomed"), workers=2)(plus_one)).results() as results:
         next(results)
         lost = time.monotonic()
-        cluster.remove_node(doomed, allow_graceful=False)  # SIGKILL
+        if how == "killed":
+            cluster.remove_node(doomed, allow_graceful=False)
+        else:
+            freeze(THIRD)
         with pytest.raises(WorkerDied, match=rf'"plus_one#2-\d" died: its .*{THIRD}') as caught:
             for _ in results:
                 pass
         assert time.monotonic() - lost < HEALTH_CHECK_SECONDS
+    if how == "frozen":
+        cluster.remove_node(doomed, allow_graceful=False)
     assert caught.value.failure.node == THIRD
     after = range(100) | map_stage(backend=on(cluster, "left"))(plus_one)  # the others go on
     assert sorted(after.results()) == list(range(1, 101))
+
+
+def freeze(address: str) -> None:
+    """All processes of a node stand still: its connections stay."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            command = process.cmdline()
+            if process.name() == "raylet" and f"--node_ip_address={address}" in command:
+                for one in [process, *process.children(recursive=True)]:
+                    one.suspend()
+
+
+def test_fusion_asks_for_the_clusters_cpus(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RayBackend, "cpus", cpus_of_a_cluster)
+    two = RayBackend(address=cluster.address)
+    for workers, fused in [(3, False), (4, True)]:
+        one = map_stage(backend=two, workers=workers)(plus_one)
+        assert ("fused" in (range(3) | one | one).explain()) is fused
+    halves = RayBackend(address=cluster.address, num_cpus=2)
+    one = map_stage(backend=halves, workers=2)(plus_one)
+    assert "2 workers for 2 CPUs" in (range(3) | one | one).explain()
 
 
 def test_results_on_a_lost_node_are_an_error_not_a_silent_end(cluster: Any, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The worker's side of the Ray backend: what runs in an actor.
 
-The stage runs in the actor's main thread (`run`), what it says leaves in another (`say`), what it hears comes in a
-third (`hear`).
+The stage runs in one thread of the actor (`run`), what it says leaves in another (`say`), what it hears comes in a
+third (`hear`). Ray runs none of them in the main thread.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from pipekit._live import stop_all
 from pipekit._output import Flusher
 from pipekit._task import Names
 from pipekit._worker import Outcome, describe
+from pipekit.backends._cluster import be_of_own_ray
 from pipekit.backends._link import Link, run_task
 from pipekit.backends._logs import Levels, forward_logs
 from pipekit.backends._wire import Message, Say
 
-#: Bytes of a body that travels as an object of its own, by way of the stores of the nodes. Ray itself sends objects of
-#: up to 100 KiB along with the call.
-LEAST_APART = 1 << 16
+#: Bytes of a body that travels as an object of its own, by way of the stores of the nodes. Smaller ones Ray would send
+#: along with the call all the same: up to 100 KiB (`max_direct_call_object_size`).
+LEAST_APART = 1 << 17
 #: Seconds of work that a worker likes to have ahead: two frames.
 AHEAD_SECONDS = 0.1
 
@@ -78,9 +79,12 @@ class PipekitWorker:
     def __init__(self) -> None:
         self._link: ActorLink | None = None
 
-    def begin(self, version: str, path: Sequence[str], names: Names, levels: Levels | None) -> tuple[int, str]:
-        """Be the worker of these names; the process and the node that it is on.
+    def begin(
+        self, version: str, path: Sequence[str], names: Names, levels: Levels | None, *, own: bool
+    ) -> tuple[int, str]:
+        """Be the worker of these names; the process and the node that it is on. Called again where the answer is lost.
 
+        own: the driver has started this Ray.
         path: where the driver finds modules; those of stages may be found there, where the node has the same files.
 
         Raises:
@@ -90,10 +94,12 @@ class PipekitWorker:
             raise RuntimeError(f"pipekit {own_version()} is on this node, {version} on the driver's: use the same")
         import ray.util
 
+        if own:
+            be_of_own_ray(ray)
         sys.path += [place for place in path if place not in sys.path]
         multiprocessing.current_process().name = names[0][1]  # for log records, as in the process backend
         node = ray.util.get_node_ip_address()
-        self._link = ActorLink(names, levels, node)
+        self._link = self._link or ActorLink(names, levels, node)
         return os.getpid(), node
 
     def run(self) -> None:
@@ -128,6 +134,7 @@ class ActorLink(Link):
         self._unsaid: SimpleQueue[Message | None] = SimpleQueue()
         self._heard: dict[int, Sequence[Message]] = {}  # calls that have overtaken others
         self._calls = 0  # that were handled
+        self._ended = False
 
     def send(self, message: Message) -> None:
         self._unsaid.put(message)
@@ -176,5 +183,7 @@ class ActorLink(Link):
         self._end(outcome)
 
     def _end(self, outcome: Outcome) -> None:
-        self.finish(outcome)
-        self._unsaid.put(None)
+        if not self._ended:
+            self._ended = True
+            self.finish(outcome)
+            self._unsaid.put(None)

@@ -123,8 +123,8 @@ class Backend(ABC):
     #: Whether its workers, if remote, take and give frames with leases of shared memory (`pipekit._arena`).
     shares_memory: bool = False
     #: The store in which frames may stay between its workers and those of other backends with the same one: only a
-    #: reference goes through this process then (a `Payload` that its workers open). None: there is none.
-    store: str | None = None
+    #: reference goes through this process then (a `Payload` that its workers open). "": there is none.
+    store: str = ""
     #: Seconds of work that a frame to or from its workers holds; more where a frame costs more. A result may wait twice
     #: as long until its frame is handed on.
     frame_seconds: float = FRAME_SECONDS

@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import threading
-from queue import SimpleQueue
+from concurrent.futures import Future
 from time import sleep
 from typing import Any
 
@@ -14,14 +14,17 @@ from pipekit._errors import BackendUnavailable
 
 #: Bytes of the store of a Ray that pipekit starts.
 LOCAL_STORE = 512 << 20
-#: Seconds that a connection to a cluster's address may take.
-CONNECT_SECONDS = 5.0
+#: Seconds that the answer of a cluster's address may take.
+ANSWER_SECONDS = 5.0
 
 _connecting = threading.Lock()
-_own_address: str | None = None  # of the Ray that this program has started, if it has
+_own_address: str | None = None  # of the Ray that was started for this program, if one was
+_known: dict[str, str] = {}  # what an address that was asked for has turned out to be
+_starting: Future[None] | None = None  # the start of a Ray of this program's own
 
 
 def import_ray() -> Any:
+    """The module `ray`; raises BackendUnavailable."""
     try:
         import ray
     except ImportError as error:
@@ -43,7 +46,18 @@ _NO_RAY_FOR = 'the backend "ray" needs Ray, and there is none for {}: use a Pyth
 
 def is_to_be_started(ray: Any, address: str | None) -> bool:
     """Whether a Ray on this machine is meant that is still to be started: not for a plan that is only looked at."""
-    return not ray.is_initialized() and (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+    return not ray.is_initialized() and _resolved(ray, address) == "local"
+
+
+def is_own(ray: Any) -> bool:
+    """Whether the Ray that is connected was started by this program, or by that of which this is a worker."""
+    return _gcs_address(ray) == _own_address
+
+
+def be_of_own_ray(ray: Any) -> None:
+    """This process is a worker on the Ray that its driver has started."""
+    global _own_address
+    _own_address = _gcs_address(ray)
 
 
 def connect(ray: Any, address: str | None) -> None:
@@ -56,15 +70,36 @@ def connect(ray: Any, address: str | None) -> None:
         if ray.is_initialized():
             _check_same(ray, address)
             return
-        address = address or os.environ.get("RAY_ADDRESS") or "local"
+        asked = _resolved(ray, address)
         try:
-            if address == "local":
+            if asked == "local":
                 _start_local(ray)
             else:
-                _knock(ray, address)
-                ray.init(address=address, logging_level="ERROR")
+                _check_answers(ray, asked)
+                ray.init(address=asked, logging_level="ERROR")
+                _known[asked] = _gcs_address(ray)
         except Exception as error:
-            raise BackendUnavailable(_UNREACHABLE.format(address, error)) from error
+            raise BackendUnavailable(_UNREACHABLE.format(asked, error)) from error
+
+
+def _resolved(ray: Any, address: str | None) -> str:
+    return address or os.environ.get("RAY_ADDRESS") or _address_of_running(ray) or "local"
+
+
+def _address_of_running(ray: Any) -> str | None:
+    """Of the cluster that was started on this machine last (`ray start`), if it answers; as `ray.init()` finds it."""
+    try:
+        from ray._private.utils import read_ray_address
+
+        address: str = read_ray_address()
+        _check_answers(ray, address)
+    except Exception:
+        return None
+    return address
+
+
+def _gcs_address(ray: Any) -> str:
+    return str(ray.get_runtime_context().gcs_address)
 
 
 _UNREACHABLE = (
@@ -74,62 +109,72 @@ _UNREACHABLE = (
 
 
 def _check_same(ray: Any, address: str | None) -> None:
-    connected: str = ray.get_runtime_context().gcs_address
-    if address not in (None, "auto", "local", connected):
-        raise BackendUnavailable(
-            f"a stage asks for the Ray cluster at {address!r}, and this program is connected to {connected!r}: "
-            "a program can use one cluster; call ray.shutdown() to leave it"
-        )
+    connected = _gcs_address(ray)
+    if address is None or connected in (address, _known.get(address)):
+        return
+    own = is_own(ray)
+    if address == "local" if own else address == "auto":
+        return
+    raise BackendUnavailable(
+        f"a stage asks for the Ray cluster at {address!r}, and this program is connected to "
+        f"{'a Ray of its own' if own else repr(connected)}: a program can use one cluster; ray.shutdown() leaves it"
+    )
 
 
-def _knock(ray: Any, address: str) -> None:
-    """Raise OSError at once where nothing listens at the address: Ray would try for minutes."""
+def _check_answers(ray: Any, address: str) -> None:
+    """Raise at once where nobody answers at the address, or not as a cluster does: Ray would try for minutes.
+
+    The GCS speaks gRPC, so it answers the greeting of HTTP/2 with its settings (RFC 9113, 3.4).
+    """
+    if address.startswith("ray://"):
+        raise ValueError(NO_CLIENT)
     host, _, port = address.rpartition(":")
-    if host and port.isdigit():
-        if host in ("localhost", "127.0.0.1"):  # for which Ray takes the machine's own address
-            host = ray.util.get_node_ip_address()
-        try:
-            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-        except OSError as error:
-            raise OSError(f"nobody answers at {host}:{port} ({error})") from error
+    if not host or not port.isdigit() or os.environ.get("RAY_USE_TLS") == "1":
+        return
+    if host in ("localhost", "127.0.0.1"):  # for which Ray takes the machine's own address
+        host = ray.util.get_node_ip_address()
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS) as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0]))
+            answer = connection.recv(9)
+    except OSError as error:
+        raise OSError(f"nobody answers at {host}:{port} ({error})") from error
+    if answer[3:4] != bytes([_SETTINGS]):
+        raise OSError(f"what answers at {host}:{port} is no Ray cluster")
+
+
+_SETTINGS = 4  # the type of a frame of HTTP/2
+NO_CLIENT = (
+    "Ray Client passes on no generators. Run the program on a node of the cluster with address='auto' "
+    "(`ray job submit` does), or use the address of its GCS, as in '10.0.0.1:6379'"
+)
 
 
 def _start_local(ray: Any) -> None:
-    """Start a Ray of this program's own; Ray itself stops it when the program ends.
+    """Start a Ray of this program's own, or wait for the start under way; Ray itself stops it when the program ends.
 
     In a thread that stays: the system ends Ray's processes when the thread ends that started them (PR_SET_PDEATHSIG).
     """
-    outcome: SimpleQueue[BaseException | None] = SimpleQueue()
+    global _starting
+    if _starting is None or _starting.done():
+        starting: Future[None] = Future()
+        threading.Thread(target=_start_and_stay, args=(ray, starting), name="pipekit-ray", daemon=True).start()
+        _starting = starting
+    _starting.result()  # a Ctrl-C ends the wait; who comes next waits for the same start
 
-    def start_and_stay() -> None:
-        global _own_address
-        says_nothing = "RAY_USAGE_STATS_ENABLED" not in os.environ
+
+def _start_and_stay(ray: Any, started: Future[None]) -> None:
+    says_nothing = "RAY_USAGE_STATS_ENABLED" not in os.environ
+    try:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            ray.init(
-                "local",
-                object_store_memory=LOCAL_STORE,
-                include_dashboard=False,
-                logging_level="ERROR",
-            )
-        except BaseException as error:
-            outcome.put(error)
-            return
-        finally:
-            if says_nothing:
-                del os.environ["RAY_USAGE_STATS_ENABLED"]
-        _own_address = ray.get_runtime_context().gcs_address
-        outcome.put(None)
-        while ray.is_initialized():  # until somebody shuts it down
-            sleep(1.0)
-
-    threading.Thread(target=start_and_stay, name="pipekit-ray", daemon=True).start()
-    error = outcome.get()
-    if error is not None:
-        raise error
-
-
-def is_own(ray: Any) -> bool:
-    """Whether this program has started the Ray that it is connected to."""
-    connected: str = ray.get_runtime_context().gcs_address
-    return connected == _own_address
+        ray.init("local", object_store_memory=LOCAL_STORE, include_dashboard=False, logging_level="ERROR")
+        be_of_own_ray(ray)
+    except BaseException as error:
+        started.set_exception(error)
+        return
+    finally:
+        if says_nothing:
+            os.environ.pop("RAY_USAGE_STATS_ENABLED", None)
+    started.set_result(None)
+    while ray.is_initialized():  # until somebody shuts it down
+        sleep(1.0)

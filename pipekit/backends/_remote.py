@@ -219,6 +219,8 @@ class RemoteWorker(Worker):
 
     def _end(self, outcome: Outcome, message: Message) -> None:
         """It has reported its end: what it has not read goes back, for others to read."""
+        if self._reported:
+            return
         self._drop_finished(message.sequence)
         if self._inbox is not None:
             self._inbox.withdraw(self._reader)

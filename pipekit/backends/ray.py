@@ -1,7 +1,7 @@
 """Workers that are actors of Ray: on this machine, or on all those of a cluster.
 
     parent                                                      actor
-    channel ── _RayWorker (hub thread) ── call `hear` ───────> hear thread ── main thread: WorkerLoop
+    channel ── _RayWorker (hub thread) ── call `hear` ───────> hear thread ── run thread: WorkerLoop
                     └── listener thread <── generator `say` ── say thread ───────┘
 
 They say to each other what a process worker and its parent say (`_wire`). A large body is an object of its own in Ray's
@@ -13,10 +13,12 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
+from math import inf
 from time import monotonic, sleep
 from types import NoneType
 from typing import Any
@@ -28,7 +30,7 @@ from pipekit._task import Names, Task, worker_names
 from pipekit._worker import Outcome
 from pipekit.backends._actor import LEAST_APART, PipekitWorker, Stored, own_version
 from pipekit.backends._base import Backend, Executor, Inbox, Outbox, Report, Worker
-from pipekit.backends._cluster import connect, import_ray, is_own, is_to_be_started
+from pipekit.backends._cluster import NO_CLIENT, connect, import_ray, is_own, is_to_be_started
 from pipekit.backends._hub import Hub
 from pipekit.backends._logs import LogReceiver, log_levels
 from pipekit.backends._remote import Prepared, RemoteWorker, fail_all, pickled, pickled_task
@@ -73,32 +75,28 @@ class RayBackend(Backend):
     name = "ray"
     remote = True
     fuses = True
-    store: str | None = "ray"
+    store = "ray"
     frame_seconds = FRAME_SECONDS
 
     def __post_init__(self) -> None:
-        if not isinstance(self.address, (str, NoneType)):
-            raise OptionError(f"address={self.address!r} cannot work: give text, such as 'auto' or '10.0.0.1:6379'")
-        if not isinstance(self.resources, Mapping):
-            raise OptionError(f"resources={self.resources!r} cannot work: give a dict of names and numbers")
+        _check_address(self.address)
         for what in ("num_cpus", "num_gpus", "start_timeout"):
             _check_amount(what, getattr(self, what))
-        for what, amount in self.resources.items():
-            _check_amount(f"resources[{what!r}]", amount)
+        if self.start_timeout == 0:
+            raise OptionError("start_timeout=0 cannot work: give seconds, more than 0")
+        _check_resources(self.resources)
         if isinstance(self.scheduling_strategy, str) and self.scheduling_strategy not in ("DEFAULT", "SPREAD"):
             raise OptionError(
                 f"scheduling_strategy={self.scheduling_strategy!r} cannot work: use 'DEFAULT', 'SPREAD', "
                 "or an object of ray.util.scheduling_strategies"
             )
-        if self.address is not None and self.address.startswith("ray://"):
-            raise OptionError(
-                f"address={self.address!r} cannot work: Ray Client passes on no generators. Run the program on a node "
-                'of the cluster with address="auto" (`ray job submit` does), or use the address of its GCS, as in '
-                '"10.0.0.1:6379"'
-            )
 
     def prepare(self, task: Task) -> Prepared:
         ray = import_ray()
+        try:
+            self.actor_class(ray)
+        except (TypeError, ValueError) as error:
+            raise OptionError(f"Ray does not take the options of {self!r}: {error}") from error
         if not is_to_be_started(ray, self.address):
             connect(ray, self.address)
         return Prepared([step.stage for step in task.steps], pickled_task(task), task.stored)
@@ -113,12 +111,49 @@ class RayBackend(Backend):
         if is_to_be_started(ray, self.address):
             return None
         connect(ray, self.address)
-        return int(ray.cluster_resources().get("CPU", 0)) or None
+        if is_own(ray):
+            return None
+        return int(ray.cluster_resources().get("CPU", 0) / (self.num_cpus or 1)) or None
+
+    def actor_class(self, ray: Any) -> Any:
+        """What makes the actors."""
+        return _actor_class().options(**self.asked(ray), scheduling_strategy=self.scheduling_strategy)
+
+    def asked(self, ray: Any) -> dict[str, Any]:
+        """What a worker takes of its node. On a Ray of its own, the pipeline says how many workers there are."""
+        cpus = 0 if ray.is_initialized() and is_own(ray) else self.num_cpus
+        return {"num_cpus": cpus, "num_gpus": self.num_gpus, "resources": dict(self.resources)}
+
+
+@cache
+def _actor_class() -> Any:
+    """Made once: a cluster keeps a copy of each class that is decorated.
+
+    A restarted actor would begin its task anew, in the middle of the old one's results.
+    """
+    options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {"say": 1, "hear": 1}}
+    return import_ray().remote(**options)(PipekitWorker)
+
+
+def _check_address(address: object) -> None:
+    if not isinstance(address, (str, NoneType)):
+        raise OptionError(f"address={address!r} cannot work: give text, such as 'auto' or '10.0.0.1:6379'")
+    if address is not None and address.startswith("ray://"):
+        raise OptionError(f"address={address!r} cannot work: {NO_CLIENT}")
 
 
 def _check_amount(what: str, amount: object) -> None:
-    if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not amount >= 0:
+    if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not 0 <= amount < inf:
         raise OptionError(f"{what}={amount!r} cannot work: give a number, 0 or more")
+
+
+def _check_resources(resources: object) -> None:
+    if not isinstance(resources, Mapping):
+        raise OptionError(f"resources={resources!r} cannot work: give a dict of names and numbers")
+    for what, amount in resources.items():
+        _check_amount(f"resources[{what!r}]", amount)
+        if what in ("CPU", "GPU"):
+            raise OptionError(f"resources[{what!r}] cannot work: use num_{str(what).lower()}s")
 
 
 # -- a run
@@ -127,18 +162,9 @@ def _check_amount(what: str, amount: object) -> None:
 class _RayExecutor(Executor):
     def __init__(self, ray: Any, backend: RayBackend) -> None:
         self._ray = ray
-        self._backend = backend
-        self._actor = ray.remote(
-            # On a Ray of its own the pipeline says how many workers there are, as on the other backends.
-            num_cpus=0 if is_own(ray) else backend.num_cpus,
-            num_gpus=backend.num_gpus,
-            resources=dict(backend.resources),
-            scheduling_strategy=backend.scheduling_strategy,
-            # A restarted actor would begin its task anew, in the middle of the old one's results.
-            max_restarts=0,
-            max_task_retries=0,
-            concurrency_groups={"say": 1, "hear": 1},
-        )(PipekitWorker)
+        self._asked = backend.asked(ray)
+        self._start_timeout = backend.start_timeout
+        self._actor = backend.actor_class(ray)
         self._workers: list[_RayWorker] = []
         self._hub = Hub(partial(fail_all, self._workers))
         self._logs = LogReceiver()
@@ -155,31 +181,32 @@ class _RayExecutor(Executor):
         return worker
 
     def start(self) -> None:
-        begun = [worker.begun for worker in self._workers]
-        deadline = monotonic() + self._backend.start_timeout
-        waiting = begun
-        while waiting and monotonic() < deadline:
-            seconds = min(SIGNAL_SECONDS, max(0.0, deadline - monotonic()))
-            _, waiting = self._ray.wait(waiting, num_returns=len(waiting), timeout=seconds)
-        if waiting:
-            raise StartError(self._not_placed(len(waiting)))
         try:
+            self._wait_until_begun()
             for worker in self._workers:
                 worker.listen()
-        except Exception as error:
-            raise StartError(
-                f"a worker on Ray could not begin ({error}): all nodes need this pipekit, this Ray"
-            ) from error
+        except self._ray.exceptions.RayError as error:
+            raise StartError(f"a worker on Ray could not begin: {error}") from error
         self._hub.start()
 
+    def _wait_until_begun(self) -> None:
+        waiting = [worker.begun for worker in self._workers]
+        deadline = monotonic() + self._start_timeout
+        while waiting:
+            if monotonic() >= deadline:
+                raise StartError(self._not_placed(len(waiting)))
+            seconds = min(SIGNAL_SECONDS, max(0.0, deadline - monotonic()))
+            begun, waiting = self._ray.wait(waiting, num_returns=len(waiting), timeout=seconds)
+            self._ray.get(begun)  # raises what has hindered one
+
     def _not_placed(self, workers: int) -> str:
-        asked = {"CPU": self._backend.num_cpus, "GPU": self._backend.num_gpus, **self._backend.resources}
+        asked = {"CPU": self._asked["num_cpus"], "GPU": self._asked["num_gpus"], **self._asked["resources"]}
         each = {what: amount for what, amount in asked.items() if amount}
         free = {what: self._ray.available_resources().get(what, 0) for what in each}
         return (
-            f"Ray has not placed {workers} of {len(self._workers)} workers within {self._backend.start_timeout:g} s: "
-            f"each needs {each}, and free are now {free}. Use fewer workers, ask for less (num_cpus=0 always fits), or "
-            "give it more time to add nodes (start_timeout)"
+            f"Ray has not placed {workers} of {len(self._workers)} workers within {self._start_timeout:g} s: each "
+            f"needs {each}, and free are now {free}. Use fewer workers, ask for less, or give it more time to add "
+            "nodes (start_timeout)"
         )
 
     def close(self) -> None:
@@ -209,13 +236,16 @@ class _RayWorker(RemoteWorker):
         self._ray = ray
         self._actor = actor
         self._stored = stored
-        self._hear = actor.hear.options(concurrency_group="hear", num_returns=0)
-        self.begun = actor.begin.remote(own_version(), sys.path, names, log_levels())
+        self._hear = actor.hear.options(concurrency_group="hear")
+        begin = actor.begin.options(max_task_retries=-1)  # it may be called again
+        self.begun = begin.remote(own_version(), sys.path, names, log_levels(), own=is_own(ray))
         self._pid, self._node = 0, ""
         self._is_here = False
         self._unsent: list[Message] = []
         self._calls = 0
         self._killed = False
+        self._hindrance: BaseException | None = None  # why a call did not reach the actor
+        self._said: Iterator[Any] = iter(())
         self._gone = threading.Event()
         self._listener = threading.Thread(target=self._listen, name=f"pipekit-ray {names[0][1]}", daemon=True)
 
@@ -228,14 +258,17 @@ class _RayWorker(RemoteWorker):
     def join(self, timeout: float) -> bool:
         if self._listener.ident is None:  # a run that did not come to start it
             return self._has_ended(timeout)
-        return self._gone.wait(timeout)
+        if self._hub.is_running:
+            return self._gone.wait(timeout)
+        self._listener.join(timeout)
+        return not self._listener.is_alive()
 
     def close(self) -> None:
         """Release what is left; the hub has ended."""
         if not self._gone.is_set():
             self._kill()
-        if self._listener.ident is not None and self._listener is not threading.current_thread():
-            self._listener.join(SIGNAL_SECONDS)
+        else:
+            self._listener.join(EXIT_SECONDS)  # it has nothing more to do
         self.release()
 
     # -- messages
@@ -247,9 +280,27 @@ class _RayWorker(RemoteWorker):
 
     def _flush(self) -> None:
         messages, self._unsent = self._unsent, []
-        if messages and not self._gone.is_set() and self._ray.is_initialized():
-            self._hear.remote(self._calls, messages)
+        if not messages or self._gone.is_set():
+            return
+        try:
+            self._check_ray()
+            self._watch(self._hear.remote(self._calls, messages))
             self._calls += 1
+        except Exception as error:  # Ray was shut down, say
+            self._give_up(error)
+
+    def _watch(self, call: Any) -> None:
+        """See to it that a call which does not reach the actor ends it: it would wait for the messages for ever."""
+        call.future().add_done_callback(self._on_called)
+
+    def _on_called(self, call: Future[None]) -> None:
+        error = call.exception()
+        if error is not None and not isinstance(error, self._ray.exceptions.ActorDiedError):
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        self._hindrance = error
+        self._kill()
 
     def _send_payload(self, frame: Frame, how: int) -> None:
         payload = frame.payload
@@ -258,6 +309,7 @@ class _RayWorker(RemoteWorker):
             if len(whole.body) < LEAST_APART:
                 super()._send_payload(replace(frame, payload=whole), how)
                 return
+            self._check_ray()
             payload = Stored(self._ray.put(whole.body), len(whole.body))
         self.send(Message(Say.FRAME, frame.count, frame.sequence, outbox=how, elsewhere=payload))
 
@@ -265,7 +317,7 @@ class _RayWorker(RemoteWorker):
         """Begin to listen. Raises what has hindered the actor to begin."""
         self._pid, self._node = self._ray.get(self.begun)
         self._is_here = self._node == self._ray.util.get_node_ip_address()
-        self._actor.run.remote()
+        self._watch(self._actor.run.remote())
         said = {"num_returns": "streaming", "_generator_backpressure_num_objects": SAID_AHEAD}
         self._said = self._actor.say.options(concurrency_group="say", **said).remote()
         self._flush()
@@ -274,22 +326,40 @@ class _RayWorker(RemoteWorker):
     def _listen(self) -> None:
         death: BaseException | None = None
         try:
-            for reference in self._said:
-                messages, apart = self._ray.get(reference)
-                for place, size in apart:
-                    messages[place] = self._whole(messages[place], next(self._said), size)
-                self._hub.call(partial(self._heard, messages))
+            while True:
+                self._hub.call(partial(self._heard, self._messages()))
         except BaseException as error:  # also as the last item: Ray's generators end so where their actor has died
             death = error
         self._kill()
         self._has_ended(EXIT_SECONDS)
         self._hub.call(partial(self._on_end, death))
 
+    def _messages(self) -> list[Message]:
+        """What the actor says next; raises StopIteration at its end."""
+        messages: list[Message]
+        messages, apart = self._get(self._next())
+        for place, size in apart:
+            messages[place] = self._whole(messages[place], self._next(), size)
+        return messages
+
+    def _next(self) -> Any:
+        self._check_ray()
+        return next(self._said)
+
+    def _get(self, reference: Any) -> Any:
+        self._check_ray()
+        return self._ray.get(reference)
+
+    def _check_ray(self) -> None:
+        """Raise ConnectionError where Ray was shut down: most of its calls would start another one."""
+        if not self._ray.is_initialized():
+            raise ConnectionError("Ray was shut down")
+
     def _whole(self, message: Message, body: Any, size: int) -> Message:
         """A message with its body, or what stands for it."""
         if message.kind is Say.FRAME and self._stored[message.outbox]:
             return replace(message, elsewhere=Stored(body, size))
-        return replace(message, body=self._ray.get(body))
+        return replace(message, body=self._get(body))
 
     def _heard(self, messages: Sequence[Message]) -> None:
         for message in messages:
@@ -297,37 +367,37 @@ class _RayWorker(RemoteWorker):
 
     # -- the end
 
-    # Where Ray was shut down, by the program or as it ends, a call of Ray would start a new one: so each asks before.
-
     def _kill(self) -> None:
-        if self._ray.is_initialized():
-            with suppress(Exception):  # it was shut down meanwhile
-                self._ray.kill(self._actor)
+        with suppress(Exception):  # Ray was shut down
+            self._check_ray()
+            self._ray.kill(self._actor)
 
     def _has_ended(self, timeout: float) -> bool:
         """Wait until Ray knows that the actor is dead."""
-        if not self._ray.is_initialized():
-            return True
         try:
+            self._check_ray()
             self._ray.get(self._actor.__ray_ready__.remote(), timeout=timeout)
         except self._ray.exceptions.GetTimeoutError:
             return False
-        except Exception:
+        except Exception:  # also where Ray was shut down
             return _has_exited(self._pid, monotonic() + timeout) if self._is_here else True
         return False
 
     def _on_end(self, death: BaseException | None) -> None:
         self._gone.set()
         if not self._reported:
-            self._report_once(Outcome() if self._killed else Outcome(self._death(str(death))))
+            self._report_once(Outcome() if self._killed else Outcome(self._death(self._hindrance or death)))
 
-    def _death(self, what_ray_says: str) -> Failure:
-        how = f"its process {self._pid} on the node {self._node} ended before it had finished{_LIKELY}"
+    def _death(self, error: BaseException | None) -> Failure:
         if not self._ray.is_initialized():
             how = "Ray was shut down while the pipeline ran"
-        elif "node has died" in what_ray_says:
+        elif not isinstance(error, self._ray.exceptions.RayActorError):
+            how = f"the connection with it, on the node {self._node}, has failed: what Ray knows of it is above"
+        elif "node has died" in str(error):
             how = f"its node {self._node} was lost"
-        return self._died(how, pid=self._pid, node=self._node, traceback=f"{what_ray_says}\n")
+        else:
+            how = f"its process {self._pid} on the node {self._node} ended before it had finished{_LIKELY}"
+        return self._died(how, pid=self._pid, node=self._node, traceback=f"{error}\n")
 
 
 def _has_exited(pid: int, deadline: float) -> bool:
