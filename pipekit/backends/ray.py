@@ -294,9 +294,10 @@ class _RayWorker(RemoteWorker):
         call.future().add_done_callback(self._on_called)
 
     def _on_called(self, call: Future[None]) -> None:
+        """Runs in a thread of Ray's, which must not wait for Ray."""
         error = call.exception()
         if error is not None and not isinstance(error, self._ray.exceptions.ActorDiedError):
-            self._give_up(error)
+            self._hub.call(partial(self._give_up, error))
 
     def _give_up(self, error: BaseException) -> None:
         self._hindrance = error
