@@ -118,7 +118,7 @@ class Failure:
     """What went wrong in a worker; a record that any worker can send.
 
     `exception` is the exception itself where it can travel, else None: the text fields always arrive. `node` is the
-    machine, where it is not this one by its nature.
+    machine, where workers may be on others than this one.
     """
 
     stage: str
@@ -175,7 +175,8 @@ class TaskException(PipekitError):  # the seed library's name
         super().__init__(self._summary(failure, others))
         self.failure = failure
         self.others = tuple(others)
-        where = f'worker "{failure.worker}" (pid {failure.pid}{(failure.node and f" on {failure.node}") or ""})'
+        node = "" if failure.node is None else f" on {failure.node}"
+        where = f'worker "{failure.worker}" (pid {failure.pid}{node})'
         if issubclass(failure.kind, WorkerDied):
             pass  # its message has node and items
         elif failure.item is not None:

@@ -25,11 +25,11 @@ from pipekit.backends._registry import resolve_backend
 DEFAULT_QSIZE = 1 << 18
 #: Items that a frame may hold on an edge without limit.
 FRAME_LIMIT = 1 << 13
-#: A stage at one end of an edge, and the seconds that a frame to or from it holds.
-_End: TypeAlias = tuple[Node, float]
 #: Frames that a process worker may have on their way into a queue without a size. Where Python code of the program
 #: holds the GIL, the parent answers after some 10 ms, and a frame is 3 ms of work.
 WINDOW = 8
+#: A stage at one end of an edge, and the seconds of work that a frame to or from it holds.
+_End: TypeAlias = tuple[Node, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +320,8 @@ def _edge(writers: Sequence[_End], reader: _End | None) -> PlannedEdge:
     readers = 1 if options is None or options.key is not None else options.workers
     qsize = _smallest([_size(node, options) for node, _ in writers])
     planned = _sized(qsize, sum(node.options.workers for node, _ in writers), readers)
-    frame_seconds = max(seconds for _, seconds in (*writers, *([] if reader is None else [reader])))
+    ends = writers if reader is None else [*writers, reader]
+    frame_seconds = max(seconds for _, seconds in ends)
     return replace(planned, limits=replace(planned.limits, frame_seconds=frame_seconds))
 
 

@@ -195,6 +195,22 @@ def _large_items(backend: Backend) -> None:
     _expect(results == items, "an item of 1 MB was changed, lost or doubled")
 
 
+def _large_items_between(backend: Backend) -> None:
+    items = [bytes([number]) * 500_000 for number in range(20)]
+    here, stops = stage(backend=backend)(_same), stage(workers=2, backend=backend)(_until_the_tenth)
+    _expect(list((items | here | here).results()) == items, "an item of 500 KB was changed, lost or doubled")
+    _expect(sorted((items | here | stops).results()) == items, "an item was lost where a worker stopped reading")
+    together = items | here | tee(here, stage(backend="thread")(_same))
+    _expect(sorted(together.results()) == sorted([*items, *items]), "an item was changed, lost or doubled behind a tee")
+
+
+def _until_the_tenth(items: Iterable[bytes]) -> Iterator[bytes]:
+    for item in items:
+        yield item
+        if item[0] == 10:
+            return
+
+
 def _producer(backend: Backend) -> None:
     _expect_equal(list(Stage(range, 100).setup(backend=backend).results()), list(range(100)))
 
@@ -572,6 +588,7 @@ CHECKS: tuple[Check, ...] = (
     _check("there may be fewer items than workers, or none", _few_items),
     _check("any value is an item", _any_value),
     _check("items may be larger than any buffer", _large_items),
+    _check("large items pass from stage to stage, wherever they are kept on the way", _large_items_between),
     _check("a stage may be the first, without input", _producer),
     _check("it works beside itself and threads, in any order", _neighbours),
     _check("it works beside processes", _beside_processes),
