@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from time import monotonic
 
 from pipekit._channel import BlockingReader
 from pipekit._errors import BackendUnavailable
@@ -18,8 +19,9 @@ from pipekit._task import Task
 from pipekit.backends._base import Inbox
 from pipekit.backends.thread import ThreadBackend, ThreadExecutor
 
-#: How often a run looks for the name of the module that has switched the GIL on: CPython tells it a moment later.
-LOOKS = 10
+#: Seconds for which a run looks for the name of the module that has switched the GIL on: CPython tells it a moment
+#: later, in the thread that imports it.
+NAME_SECONDS = 1.0
 
 
 @public
@@ -50,7 +52,8 @@ class _FreeThreadedExecutor(ThreadExecutor):
 
     def __init__(self) -> None:
         super().__init__()
-        self._looks = LOOKS  # that are left
+        self._since: float | None = None  # when it saw that the GIL was switched on
+        self._told = False
         self._lock = threading.Lock()
 
     def reader(self, inbox: Inbox) -> BlockingReader:
@@ -61,16 +64,16 @@ class _FreeThreadedExecutor(ThreadExecutor):
         self._look(last=True)
 
     def _look(self, *, last: bool = False) -> None:
-        if not gil_is_on():
+        if self._told or not gil_is_on():
             return
         with self._lock:
-            if not self._looks:
+            if self._told:
                 return
-            self._looks -= 1
+            self._since = self._since or monotonic()
             module = _module_that_needs_the_gil()
-            if module is None and self._looks and not last:
+            if module is None and not last and monotonic() < self._since + NAME_SECONDS:
                 return
-            self._looks = 0
+            self._told = True
         with suppress(RuntimeWarning):  # where warnings are errors, the import has raised one, and the run goes on
             warnings.warn(_SWITCHED_ON.format(module or "an extension module"), RuntimeWarning, stacklevel=1)
 
