@@ -94,7 +94,7 @@ class RayBackend(Backend):
     def prepare(self, task: Task) -> Prepared:
         ray = import_ray()
         try:
-            self.actor_class(ray)
+            _actors(ray, self)
         except (TypeError, ValueError) as error:
             raise OptionError(f"Ray does not take the options of {self!r}: {error}") from error
         if not is_to_be_started(ray, self.address):
@@ -115,19 +115,21 @@ class RayBackend(Backend):
             return None
         return int(ray.cluster_resources().get("CPU", 0) / (self.num_cpus or 1)) or None
 
-    def actor_class(self, ray: Any) -> Any:
-        """What makes the actors."""
-        return _actor_class().options(**self.asked(ray), scheduling_strategy=self.scheduling_strategy)
 
-    def asked(self, ray: Any) -> dict[str, Any]:
-        """What a worker takes of its node. On a Ray of its own, the pipeline says how many workers there are."""
-        cpus = 0 if ray.is_initialized() and is_own(ray) else self.num_cpus
-        return {"num_cpus": cpus, "num_gpus": self.num_gpus, "resources": dict(self.resources)}
+def _actors(ray: Any, backend: RayBackend) -> Any:
+    """What makes the actors of a backend; raises ValueError or TypeError where Ray does not take its options."""
+    return _decorated().options(**_asked(ray, backend), scheduling_strategy=backend.scheduling_strategy)
+
+
+def _asked(ray: Any, backend: RayBackend) -> dict[str, Any]:
+    """What a worker takes of its node. On a Ray of its own, the pipeline says how many workers there are."""
+    cpus = 0 if ray.is_initialized() and is_own(ray) else backend.num_cpus
+    return {"num_cpus": cpus, "num_gpus": backend.num_gpus, "resources": dict(backend.resources)}
 
 
 @cache
-def _actor_class() -> Any:
-    """Made once: a cluster keeps a copy of each class that is decorated.
+def _decorated() -> Any:
+    """The actor's class, once: a cluster keeps a copy of each that is decorated.
 
     A restarted actor would begin its task anew, in the middle of the old one's results.
     """
@@ -162,9 +164,9 @@ def _check_resources(resources: object) -> None:
 class _RayExecutor(Executor):
     def __init__(self, ray: Any, backend: RayBackend) -> None:
         self._ray = ray
-        self._asked = backend.asked(ray)
+        self._asked = _asked(ray, backend)
         self._start_timeout = backend.start_timeout
-        self._actor = backend.actor_class(ray)
+        self._actor = _actors(ray, backend)
         self._workers: list[_RayWorker] = []
         self._hub = Hub(partial(fail_all, self._workers))
         self._logs = LogReceiver()
