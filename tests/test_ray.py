@@ -413,6 +413,7 @@ def test_ctrl_c(program: tuple[subprocess.Popen[str], list[psutil.Process]]) -> 
     assert stdout == "leaving\n"
     assert stderr.count("Traceback") == 1
     assert stderr.rstrip().endswith("KeyboardInterrupt")
+    processes = without_agents(processes)
     eventually(lambda: not alive(processes), lambda: f"left: {alive(processes)}", seconds=ORPHANED)
 
 
