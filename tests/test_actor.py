@@ -73,6 +73,17 @@ def test_equal_backends_are_one_and_what_differs_in_them_is_not() -> None:
     assert len({RayBackend(), RayBackend(), RayBackend(resources={"disk": 1}), RayBackend(num_gpus=1)}) == 3
 
 
+def test_ray_is_imported_when_a_pipeline_is_compiled_and_not_before() -> None:
+    code = """
+        import sys
+        from pipekit import RayBackend, map_stage
+        [1] | map_stage(backend=RayBackend(num_gpus=1))(abs) | map_stage(backend="ray")(abs)
+        print("ray" in sys.modules)
+        """
+    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=50)
+    assert ran.stdout == "False\n", ran.stderr
+
+
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 WITHOUT_RAY = """
     import sys

@@ -26,7 +26,7 @@ def download(url: str) -> str:
 
 
 @stage(workers=2)
-def count_titles(pages: Iterable[str]) -> Iterator[tuple[str, Counter[str]]]:
+def parse_titles(pages: Iterable[str]) -> Iterator[tuple[str, Counter[str]]]:
     found = map(TITLE.search, pages)
     yield ray.util.get_node_ip_address(), Counter(match.group(1) for match in found if match is not None)
 
@@ -38,7 +38,7 @@ for address in ("127.0.0.3", "127.0.0.4"):
     cluster.add_node(num_cpus=1, node_ip_address=address, object_store_memory=100_000_000)
 
 on_cluster = RayBackend(address=cluster.address)  # a CPU for each worker: one on each node
-pipe = URLS | download | count_titles.setup(backend=on_cluster)
+pipe = URLS | download | parse_titles.setup(backend=on_cluster)
 
 nodes, counts = zip(*pipe.results(), strict=True)
 print(sum(counts, Counter()).most_common(1))
