@@ -594,6 +594,11 @@ def test_for_127_0_0_1_ray_takes_the_machines_own_address() -> None:
     assert f"nobody answers at {own}" in ran.stdout, ran.stderr
 
 
+def test_where_no_cluster_runs_auto_is_unavailable(tmp_path: Path) -> None:
+    ran = run(IS_UNAVAILABLE.format("auto"), RAY_ADDRESS=None, RAY_TMPDIR=str(tmp_path))
+    assert "no cluster that answers was started on this machine" in ran.stdout, ran.stderr
+
+
 def test_an_address_from_the_environment_is_used() -> None:
     ran = run(IS_UNAVAILABLE.format(None), RAY_ADDRESS="127.0.0.2:9")
     assert "nobody answers at 127.0.0.2:9" in ran.stdout, ran.stderr

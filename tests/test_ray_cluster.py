@@ -229,6 +229,17 @@ def test_results_on_a_lost_node_are_an_error_not_a_silent_end(cluster: Any, tmp_
             list(results)
 
 
+@pytest.mark.parametrize("backend", ["'ray'", "RayBackend('auto')"])
+def test_a_program_joins_the_cluster_of_its_machine(cluster: Any, backend: str) -> None:
+    code = f"""
+        import ray
+        from pipekit import RayBackend, map_stage
+        print(list(([-1] | map_stage(backend={backend})(abs)).results()), ray.get_runtime_context().gcs_address)
+        """
+    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=50)
+    assert ran.stdout == f"[1] {cluster.address}\n", ran.stderr
+
+
 def test_a_program_that_does_not_agree_on_authentication_is_told_so(cluster: Any, tmp_path: Path) -> None:
     code = f"""
         from pipekit import BackendUnavailable, RayBackend, map_stage

@@ -83,7 +83,9 @@ def connect(ray: Any, address: str | None) -> None:
 
 
 def _resolved(ray: Any, address: str | None) -> str:
-    return address or os.environ.get("RAY_ADDRESS") or _address_of_running(ray) or "local"
+    if address not in (None, "auto"):
+        return str(address)
+    return os.environ.get("RAY_ADDRESS") or _address_of_running(ray) or address or "local"
 
 
 def _address_of_running(ray: Any) -> str | None:
@@ -126,6 +128,8 @@ def _check_answers(ray: Any, address: str) -> None:
 
     The GCS speaks gRPC, so it answers the greeting of HTTP/2 with its settings (RFC 9113, 3.4).
     """
+    if address == "auto":
+        raise OSError("no cluster that answers was started on this machine")
     if address.startswith("ray://"):
         raise ValueError(NO_CLIENT)
     host, _, port = address.rpartition(":")
