@@ -434,7 +434,14 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 def without_agents(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Without Ray's own agents, which may take a minute to notice that the others have gone."""
-    return [each for each in processes if each.name() not in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")]
+    return [each for each in processes if name_of(each) not in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")]
+
+
+def name_of(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return "gone"
 
 
 def is_zombie(process: psutil.Process) -> bool:
