@@ -523,15 +523,18 @@ def test_a_user_who_has_set_nothing_needs_to_set_nothing(tmp_path: Path) -> None
 
 
 def test_what_a_worker_prints_arrives() -> None:
-    ran = run(
-        """
-        import time
+    """Ray looks into the files of its workers now and then."""
+    code = """
+        import sys
         from pipekit import map_stage
-        print((["said"] | map_stage(backend="ray")(print)).execute())
-        time.sleep(1)  # Ray looks into the files of its workers now and then
+        (["said"] | map_stage(backend="ray")(print)).execute()
+        sys.stdin.read()
         """
-    )
-    assert "said" in ran.stdout
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, **PIPES) as program:
+        assert program.stdout is not None
+        assert any("said" in line for line in program.stdout)
+        program.communicate(timeout=50)
 
 
 def test_modules_beside_the_program_are_found_by_its_workers(tmp_path: Path) -> None:
