@@ -376,14 +376,16 @@ class _RayWorker(RemoteWorker):
             self._ray.kill(self._actor)
 
     def _has_ended(self, timeout: float) -> bool:
-        """Wait until Ray knows that the actor is dead."""
-        try:
-            self._check_ray()
-            self._ray.get(self._actor.__ray_ready__.remote(), timeout=timeout)
-        except self._ray.exceptions.GetTimeoutError:
-            return False
-        except Exception:  # also where Ray was shut down
-            return _has_exited(self._pid, monotonic() + timeout) if self._is_here else True
+        """Wait until Ray knows that the actor is dead. It may answer once more before it hears that it was killed."""
+        deadline = monotonic() + timeout
+        while (left := deadline - monotonic()) > 0:
+            try:
+                self._check_ray()
+                self._ray.get(self._actor.__ray_ready__.remote(), timeout=left)
+            except self._ray.exceptions.GetTimeoutError:
+                return False
+            except Exception:  # also where Ray was shut down
+                return _has_exited(self._pid, deadline) if self._is_here else True
         return False
 
     def _on_end(self, death: BaseException | None) -> None:
