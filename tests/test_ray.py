@@ -364,8 +364,8 @@ def test_the_users_environment_is_as_it_was() -> None:
 # -- programs of their own
 
 PROGRAM = """
-import itertools, os, signal, sys, time
-from pipekit import map_stage, stage
+import itertools, os
+from pipekit import stage
 
 def busy(items):
     for item in items:
@@ -374,8 +374,8 @@ def busy(items):
             pass
 
 with (itertools.count() | stage(backend="ray", workers=2, qsize=1)(busy)).results() as results:
-    print("workers", next(results), next(results), flush=True)
     try:
+        print("workers", next(results), next(results), flush=True)
         next(results)
     finally:
         print("leaving", flush=True)
