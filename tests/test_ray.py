@@ -506,7 +506,7 @@ def test_a_program_that_ends_in_the_middle_of_a_run_says_nothing() -> None:
         """
         import itertools
         from pipekit import map_stage
-        results = (itertools.count() | map_stage(backend="ray", workers=2)(abs)).results()
+        results = (itertools.count() | map_stage(backend="ray")(abs)).results()
         print(next(results))
         """
     )
