@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -116,3 +118,10 @@ def eventually(holds: Callable[[], bool], message: Callable[[], str] = lambda: "
     while not holds():
         assert time.monotonic() < deadline, message() or "the state was not reached"
         time.sleep(0.005)
+
+
+def run_program(code: str, **environment: str | None) -> subprocess.CompletedProcess[str]:
+    """Run a program, with these changes in its environment; None: without it."""
+    environ = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=50, env=environ)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import sysconfig
-import textwrap
 from typing import Any
 
 import pytest
+from conftest import run_program
 
 from pipekit import OptionError, RayBackend
 from pipekit._frame import Frame, Pickled
@@ -80,7 +78,7 @@ def test_ray_is_imported_when_a_pipeline_is_compiled_and_not_before() -> None:
         [1] | map_stage(backend=RayBackend(num_gpus=1))(abs) | map_stage(backend="ray")(abs)
         print("ray" in sys.modules)
         """
-    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=50)
+    ran = run_program(code)
     assert ran.stdout == "False\n", ran.stderr
 
 
@@ -98,8 +96,7 @@ WITHOUT_RAY = """
 
 @pytest.mark.parametrize("call", ["plan", "explain", "results"])
 def test_without_ray_it_is_said_what_to_install_when_the_pipeline_is_compiled(call: str) -> None:
-    code = textwrap.dedent(WITHOUT_RAY.format(call))
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    ran = run_program(WITHOUT_RAY.format(call))
     assert 'the backend "ray" needs Ray' in ran.stdout, ran.stderr
     what_to_do = (
         'pip install "pipekit-parallel[ray]"' if not FREE_THREADED else "there is none for free-threaded Python"

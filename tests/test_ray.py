@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import eventually, workers_alive
+from conftest import eventually, run_program, workers_alive
 
 from pipekit import (
     BackendUnavailable,
@@ -451,15 +451,8 @@ def is_zombie(process: psutil.Process) -> bool:
         return True
 
 
-def run(code: str, **environment: str | None) -> subprocess.CompletedProcess[str]:
-    """Run a program, with these changes in its environment; None: without it."""
-    environ = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=50, env=environ)
-
-
 def test_a_program_that_ends_stops_the_ray_that_it_started() -> None:
-    ran = run(
+    ran = run_program(
         """
         import psutil
         from pipekit import map_stage
@@ -477,7 +470,7 @@ def test_a_program_that_ends_stops_the_ray_that_it_started() -> None:
 
 def test_a_ray_that_is_shut_down_under_a_run_is_an_error_and_no_other_is_started() -> None:
     """Where nothing moves at that moment: a call of Ray that is under way then may end the program, in Ray's code."""
-    ran = run(
+    ran = run_program(
         """
         import time
         import ray
@@ -502,7 +495,7 @@ def test_a_ray_that_is_shut_down_under_a_run_is_an_error_and_no_other_is_started
 
 
 def test_a_program_that_ends_in_the_middle_of_a_run_says_nothing() -> None:
-    ran = run(
+    ran = run_program(
         """
         import itertools
         from pipekit import map_stage
@@ -518,7 +511,7 @@ def test_a_user_who_has_set_nothing_needs_to_set_nothing(tmp_path: Path) -> None
         from pipekit import map_stage
         print(list(([1] | map_stage(backend="ray")(abs)).results()))
         """
-    ran = run(code, RAY_AUTH_MODE=None, RAY_USAGE_STATS_ENABLED=None, HOME=str(tmp_path))
+    ran = run_program(code, RAY_AUTH_MODE=None, RAY_USAGE_STATS_ENABLED=None, HOME=str(tmp_path))
     assert (ran.stdout, ran.stderr) == ("[1]\n", "")
 
 
@@ -539,7 +532,7 @@ def test_what_a_worker_prints_arrives() -> None:
 
 def test_modules_beside_the_program_are_found_by_its_workers(tmp_path: Path) -> None:
     (tmp_path / "beside.py").write_text("def double(number):\n    return 2 * number\n")
-    ran = run(
+    ran = run_program(
         f"""
         import sys
         from pipekit import map_stage
@@ -565,7 +558,7 @@ IS_UNAVAILABLE = """
 def test_an_address_that_nobody_answers_at_is_told_when_the_pipeline_is_compiled() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.2", 0))  # and does not listen
-        ran = run(IS_UNAVAILABLE.format(f"127.0.0.2:{taken.getsockname()[1]}"))
+        ran = run_program(IS_UNAVAILABLE.format(f"127.0.0.2:{taken.getsockname()[1]}"))
     assert "nobody answers at 127.0.0.2" in ran.stdout, ran.stderr
     assert "ray status" in ran.stdout
 
@@ -589,7 +582,7 @@ def test_an_address_that_stays_silent_is_told_in_seconds() -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.2", 0))
         listening.listen()
-        ran = run(IS_UNAVAILABLE.format(f"127.0.0.2:{listening.getsockname()[1]}"))
+        ran = run_program(IS_UNAVAILABLE.format(f"127.0.0.2:{listening.getsockname()[1]}"))
     assert "nobody answers at 127.0.0.2" in ran.stdout, ran.stderr
 
 
@@ -600,22 +593,22 @@ def test_for_127_0_0_1_ray_takes_the_machines_own_address() -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
-        ran = run(IS_UNAVAILABLE.format(f"127.0.0.1:{listening.getsockname()[1]}"))
+        ran = run_program(IS_UNAVAILABLE.format(f"127.0.0.1:{listening.getsockname()[1]}"))
     assert f"nobody answers at {own}" in ran.stdout, ran.stderr
 
 
 def test_where_no_cluster_runs_auto_is_unavailable(tmp_path: Path) -> None:
-    ran = run(IS_UNAVAILABLE.format("auto"), RAY_ADDRESS=None, RAY_TMPDIR=str(tmp_path))
+    ran = run_program(IS_UNAVAILABLE.format("auto"), RAY_ADDRESS=None, RAY_TMPDIR=str(tmp_path))
     assert "no cluster that answers was started on this machine" in ran.stdout, ran.stderr
 
 
 def test_an_address_from_the_environment_is_used() -> None:
-    ran = run(IS_UNAVAILABLE.format(None), RAY_ADDRESS="127.0.0.2:9")
+    ran = run_program(IS_UNAVAILABLE.format(None), RAY_ADDRESS="127.0.0.2:9")
     assert "nobody answers at 127.0.0.2:9" in ran.stdout, ran.stderr
 
 
 def test_a_plan_starts_no_ray() -> None:
-    ran = run(
+    ran = run_program(
         """
         import psutil
         from pipekit import map_stage

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -16,7 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import eventually
+from conftest import eventually, run_program
 
 from pipekit import BackendUnavailable, Stage, TaskException, WorkerDied, map_stage, stage
 from pipekit.backends.ray import RayBackend
@@ -236,7 +233,7 @@ def test_a_program_joins_the_cluster_of_its_machine(cluster: Any, backend: str) 
         from pipekit import RayBackend, map_stage
         print(list(([-1] | map_stage(backend={backend})(abs)).results()), ray.get_runtime_context().gcs_address)
         """
-    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=50)
+    ran = run_program(code)
     assert ran.stdout == f"[1] {cluster.address}\n", ran.stderr
 
 
@@ -248,10 +245,7 @@ def test_a_program_that_does_not_agree_on_authentication_is_told_so(cluster: Any
         except BackendUnavailable as error:
             print(error)
         """
-    environment = {**os.environ, "RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
-    ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=50, env=environment
-    )
+    ran = run_program(code, RAY_AUTH_MODE="token", HOME=str(tmp_path))
     assert "RAY_AUTH_MODE is the same on all nodes and here" in ran.stdout, ran.stderr
 
 
