@@ -28,8 +28,10 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     """The demo in a session of its own, with its messages in `stderr`; nothing of it is left behind."""
     pipe = subprocess.PIPE
+    # The development mode would name the socket that a Ctrl-C in the middle of http.client has left to the collector.
+    environ = {**os.environ, "PYTHONWARNINGS": "ignore::ResourceWarning"}
     with subprocess.Popen(
-        [*COMMAND, "demo", *arguments], stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        [*COMMAND, "demo", *arguments], stdout=pipe, stderr=pipe, text=True, start_new_session=True, env=environ
     ) as demo:
         try:
             yield demo
@@ -72,7 +74,11 @@ def wait_until_gone(port: int) -> None:
 
 def wait_until_all_are_gone(demo: subprocess.Popen[str]) -> tuple[str, str]:
     """What is left to read of the output; it ends when no process of the demo is left that could write."""
-    return demo.communicate(timeout=20)
+    try:
+        return demo.communicate(timeout=20)
+    except subprocess.TimeoutExpired:
+        os.killpg(demo.pid, signal.SIGKILL)
+        raise AssertionError(f"the demo goes on: {demo.communicate()}") from None
 
 
 def test_it_shows_result_and_times() -> None:
