@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -30,6 +31,7 @@ def _ray_started() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # where workers of Ray Data find this module
         ray.init("local", include_dashboard=False, object_store_memory=1 << 30, logging_level="ERROR")
         for backend in (ON_RAY, "process"):
             read((range(100) | map_stage(workers=2, backend=backend)(same)).results())
