@@ -252,6 +252,35 @@ def test_an_interrupt_that_another_thread_gets_ends_the_wait_of_the_main_thread(
         assert _is_one_interrupt(err), err
 
 
+WHILE_IT_STARTS = """
+import pathlib, psutil
+
+def run():
+    ([1] | map_stage(backend=ProcessBackend(method))(abs)).execute()
+
+def interrupt():
+    while "pipe" not in waits_in.read_text():
+        time.sleep(0.001)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+    server.resume()
+
+run()
+server, = (child for child in psutil.Process().children() if "multiprocessing.forkserver" in " ".join(child.cmdline()))
+server.suspend()  # so the main thread waits for it to make the worker
+waits_in = pathlib.Path(f"/proc/self/task/{threading.get_native_id()}/wchan")
+threading.Thread(target=interrupt).start()
+run()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells in which call a thread waits")
+def test_an_interrupt_that_another_thread_gets_while_a_worker_starts_ends_the_start() -> None:
+    with program(WHILE_IT_STARTS) as running:
+        status, out, err = running.ends(within=10)
+        assert (status, out) == (-signal.SIGINT, "")
+        assert _is_one_interrupt(err), err
+
+
 TWICE = """
 tidying = 600
 results = pipeline(situation, method).results()

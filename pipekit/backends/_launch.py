@@ -16,6 +16,7 @@ from multiprocessing import context as multiprocessing_context
 from multiprocessing import get_context, resource_tracker, spawn, util
 from multiprocessing import process as multiprocessing_process
 from time import sleep
+from types import FrameType
 from typing import Any, Literal, TypeAlias
 from weakref import WeakSet
 
@@ -39,6 +40,7 @@ FLUSH_SECONDS = 0.2
 _PRELOADED = ["pipekit.backends._in_fork_server", "cloudpickle"]
 _starting = threading.Lock()
 _parent_ends: WeakSet[socket.socket] = WeakSet()
+_handlers_put_off: dict[signal.Signals, Callable[[int, FrameType | None], Any]] = {}
 
 
 def default_start_method() -> StartMethod:
@@ -68,7 +70,7 @@ def start_process(context: Any, name: str, target: Callable[..., None], args: tu
     """
     process = context.Process(target=target, args=args, name=name)
     try:
-        with _starting, _without_main(), _without_flush(context), _without_wait(), _without_interrupts(context):
+        with _starting, _without_interrupts(context), _without_main(), _without_flush(context), _without_wait():
             _check_descriptors()
             _start(process)
             # multiprocessing polls its children whenever it starts another, in any thread; two that read the exit
@@ -194,8 +196,11 @@ if sys.platform != "win32":
         """
 
         _pid: int | None = None
+        #: The pid, as it comes: a Ctrl-C may end the read at once after it, and whoever asks next finds it here.
+        _answer: bytearray
 
         def _launch(self, process: Any) -> None:
+            self._answer = bytearray(forkserver.SIGNED_STRUCT.size)
             starter = threading.get_ident()
             original = forkserver.read_signed
             forkserver.read_signed = lambda fd: None if threading.get_ident() == starter else original(fd)
@@ -208,16 +213,21 @@ if sys.platform != "win32":
         def pid(self) -> int | None:
             """None if it could not be made."""
             if self._pid is None and self.returncode is None:
-                with _interrupts_blocked():
-                    try:
-                        self._pid = forkserver.read_signed(self.sentinel)
-                    except (EOFError, OSError):
-                        self.returncode = FORK_SERVER_LOST
+                if self._is_answered():
+                    (self._pid,) = forkserver.SIGNED_STRUCT.unpack(self._answer)
+                else:
+                    self.returncode = FORK_SERVER_LOST
             return self._pid
 
         @pid.setter
         def pid(self, pid: int | None) -> None:
             self._pid = pid
+
+        def _is_answered(self) -> bool:
+            try:
+                return any(self._answer) or os.readv(self.sentinel, [self._answer]) > 0
+            except OSError:
+                return False
 
         def poll(self, flag: int = os.WNOHANG) -> int | None:
             return self.returncode if self.pid is None else super().poll(flag)
@@ -246,26 +256,46 @@ def _without_wait() -> Iterator[None]:
 
 
 @contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """No Ctrl-C between an answer and its being noted."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _without_interrupts(context: Any) -> Iterator[None]:
+    """Start processes with SIGINT blocked, so that no Ctrl-C finds one that does not ignore it yet, and in one piece.
+
+    Nobody could end a process whose start a Ctrl-C, or the program's handler of SIGTERM, has left half done.
+    """
+    with _put_off(signal.SIGTERM), _put_off(signal.SIGINT):
+        if not hasattr(signal, "pthread_sigmask"):
+            yield
+            return
+        if context.get_start_method() == "forkserver":
+            _choose_preload(context)
+        resource_tracker.ensure_running()  # before: when it starts its process, it unblocks SIGINT in this thread
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
-def _without_interrupts(context: Any) -> Iterator[None]:
-    """Start processes with SIGINT blocked, so that no Ctrl-C finds one that does not ignore it yet."""
-    if not hasattr(signal, "pthread_sigmask"):
+def _put_off(number: signal.Signals) -> Iterator[None]:
+    """Have the program's handler of a signal run after the block instead of in it, where it may raise.
+
+    To block the signal is not enough: the system gives it to another thread then, and Python runs the handler in the
+    main thread all the same.
+    """
+    handler = signal.getsignal(number)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
         yield
         return
-    if context.get_start_method() == "forkserver":
-        _choose_preload(context)
-    resource_tracker.ensure_running()  # before: when it starts its process, it unblocks SIGINT in this thread
-    with _interrupts_blocked():
+    came: list[FrameType | None] = []
+    try:
+        _handlers_put_off[number] = handler
+        signal.signal(number, lambda _, frame: came.append(frame))
         yield
+    finally:
+        _handlers_put_off.pop(number, None)
+        signal.signal(number, handler)
+        if came:
+            handler(number, came[0])
 
 
 def _choose_preload(context: Any) -> None:
@@ -287,9 +317,12 @@ def close_in_forks(end: socket.socket) -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Also renews the lock, which another thread may have held at that moment."""
+    """Also for a fork that another thread made in the middle of a start: renews the lock, restores the handlers."""
     global _starting
     _starting = threading.Lock()
+    for number, handler in _handlers_put_off.items():
+        signal.signal(number, handler)
+    _handlers_put_off.clear()
     for end in list(_parent_ends):
         end.close()
 
