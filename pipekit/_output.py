@@ -15,6 +15,7 @@ from pipekit._activity import Activity
 from pipekit._errors import Released
 from pipekit._frame import UNCHANGING, Pace, part_of
 from pipekit._gil import gil_is_on
+from pipekit._signals import start_thread
 from pipekit._stats import Doing
 from pipekit._task import FRAME_SECONDS
 
@@ -140,7 +141,7 @@ class Flusher:
 def _started(target: Callable[[], object]) -> threading.Thread | None:
     thread = threading.Thread(target=target, name="pipekit-flusher", daemon=True)
     try:
-        thread.start()
+        start_thread(thread)
     except RuntimeError:  # the interpreter is exiting, or there are no more threads to be had: frames go when full
         return None
     return thread

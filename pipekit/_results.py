@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from pipekit._one_reader import OneReader
 from pipekit._public import public
 from pipekit._run import PATIENCE, Run
+from pipekit._signals import start_thread
 from pipekit._stats import RunStats
 
 T = TypeVar("T")
@@ -84,7 +85,7 @@ class Results(_Chain[T]):
         """Stop the run where this thread may hold a lock of it: another does it, and the wait for that is bounded."""
         stopper = threading.Thread(target=self._run.stop, name="pipekit-stopper", daemon=True)
         try:
-            stopper.start()
+            start_thread(stopper)
         except RuntimeError:  # the interpreter is exiting and starts no threads
             self._run.stop()
         else:

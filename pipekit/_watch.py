@@ -15,6 +15,7 @@ from pipekit._channel import BlockingReader, Channel, Sleeper
 from pipekit._edge import Signal
 from pipekit._errors import OptionError, Stalled, short_repr
 from pipekit._frame import Frame
+from pipekit._signals import start_thread
 from pipekit._stats import Doing, WorkerState
 from pipekit._task import Names
 from pipekit.backends._base import Worker
@@ -71,7 +72,7 @@ class Watch:
                 worker.inquire(partial(_put, answers, index), detail=detail)
 
         if detail:  # calls the `repr` of items: code of the user, which may not return
-            threading.Thread(target=ask, name="pipekit-inquiry", daemon=True).start()
+            start_thread(threading.Thread(target=ask, name="pipekit-inquiry", daemon=True))
         else:
             ask()
         # What a worker says without detail holds until it has said it with detail: a `repr` may not return.

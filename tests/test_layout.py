@@ -25,6 +25,7 @@ PACKAGE = ROOT / "pipekit"
 ORDER = [
     "pipekit._public",
     "pipekit._gil",
+    "pipekit._signals",
     "pipekit._errors",
     "pipekit._outlet",
     "pipekit._pickling",

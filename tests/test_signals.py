@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,8 @@ from typing import Literal, TypeAlias
 import psutil
 import pytest
 from conftest import eventually
+
+from pipekit._signals import uninterrupted
 
 Situation: TypeAlias = Literal["idle", "compute", "full"]
 
@@ -279,6 +282,40 @@ def test_an_interrupt_that_another_thread_gets_while_a_worker_starts_ends_the_st
         status, out, err = running.ends(within=10)
         assert (status, out) == (-signal.SIGINT, "")
         assert _is_one_interrupt(err), err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_handler_waits_for_the_end_of_a_step_whichever_thread_gets_the_signal(number: signal.Signals) -> None:
+    happened: list[str] = []
+    before = signal.signal(number, lambda *_: happened.append("handled"))
+    try:
+        with uninterrupted():
+            other = threading.Thread(target=lambda: signal.pthread_kill(threading.get_ident(), number))
+            other.start()
+            other.join()
+            happened.append("done")
+        assert happened == ["done", "handled"]
+        signal.raise_signal(number)
+        assert happened == ["done", "handled", "handled"]
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_process_forked_in_the_middle_of_a_step_has_the_programs_handler() -> None:
+    body = """
+        from pipekit._signals import uninterrupted
+
+        signal.signal(signal.SIGTERM, lambda *_: say("handled"))
+        with uninterrupted():
+            if child := os.fork():
+                os.waitpid(child, 0)
+            else:
+                signal.raise_signal(signal.SIGTERM)
+                os._exit(0)
+        """
+    with program(body) as running:
+        assert running.ends(within=10) == (0, "handled\n", "")
 
 
 TWICE = """

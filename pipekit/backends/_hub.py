@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from pipekit._signals import start_thread
+
 #: Seconds that the thread gets to finish what it is doing; nothing of it takes long.
 CLOSE_SECONDS = 1.0
 
@@ -35,7 +37,7 @@ class Hub:
         self._thread = threading.Thread(target=self._run, name="pipekit-hub", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        start_thread(self._thread)
 
     def close(self) -> None:
         """End the thread, if it was started, and release everything."""

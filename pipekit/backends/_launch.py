@@ -16,9 +16,10 @@ from multiprocessing import context as multiprocessing_context
 from multiprocessing import get_context, resource_tracker, spawn, util
 from multiprocessing import process as multiprocessing_process
 from time import sleep
-from types import FrameType
 from typing import Any, Literal, TypeAlias
 from weakref import WeakSet
+
+from pipekit._signals import start_thread, uninterrupted
 
 if sys.platform != "win32":
     # Here and not by the first start: in the middle of an import Python may lose a Ctrl-C.
@@ -40,7 +41,6 @@ FLUSH_SECONDS = 0.2
 _PRELOADED = ["pipekit.backends._in_fork_server", "cloudpickle"]
 _starting = threading.Lock()
 _parent_ends: WeakSet[socket.socket] = WeakSet()
-_handlers_put_off: dict[signal.Signals, Callable[[int, FrameType | None], Any]] = {}
 
 
 def default_start_method() -> StartMethod:
@@ -126,7 +126,8 @@ def flush_what_was_printed() -> None:
     writing, and waits for whoever reads the other end of a pipe, keeps the stream's lock."""
     flusher = threading.Thread(target=util._flush_std_streams, name="pipekit-flush", daemon=True)  # type: ignore[attr-defined]
     with suppress(RuntimeError):  # no more threads to be had: then it comes later
-        flusher.start()
+        start_thread(flusher)
+    if flusher.ident is not None:
         flusher.join(FLUSH_SECONDS)
 
 
@@ -261,7 +262,7 @@ def _without_interrupts(context: Any) -> Iterator[None]:
 
     Nobody could end a process whose start a Ctrl-C, or the program's handler of SIGTERM, has left half done.
     """
-    with _put_off(signal.SIGTERM), _put_off(signal.SIGINT):
+    with uninterrupted():
         if not hasattr(signal, "pthread_sigmask"):
             yield
             return
@@ -273,29 +274,6 @@ def _without_interrupts(context: Any) -> Iterator[None]:
             yield
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _put_off(number: signal.Signals) -> Iterator[None]:
-    """Have the program's handler of a signal run after the block instead of in it, where it may raise.
-
-    To block the signal is not enough: the system gives it to another thread then, and Python runs the handler in the
-    main thread all the same.
-    """
-    handler = signal.getsignal(number)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[FrameType | None] = []
-    try:
-        _handlers_put_off[number] = handler
-        signal.signal(number, lambda _, frame: came.append(frame))
-        yield
-    finally:
-        _handlers_put_off.pop(number, None)
-        signal.signal(number, handler)
-        if came:
-            handler(number, came[0])
 
 
 def _choose_preload(context: Any) -> None:
@@ -317,12 +295,9 @@ def close_in_forks(end: socket.socket) -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Also for a fork that another thread made in the middle of a start: renews the lock, restores the handlers."""
+    """Also renews the lock, which another thread may have held at that moment."""
     global _starting
     _starting = threading.Lock()
-    for number, handler in _handlers_put_off.items():
-        signal.signal(number, handler)
-    _handlers_put_off.clear()
     for end in list(_parent_ends):
         end.close()
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, cast
 from pipekit._errors import short_repr
 from pipekit._frame import UNCHANGING
 from pipekit._pickling import decode, encode
+from pipekit._signals import start_thread
 
 if TYPE_CHECKING:
     import logging
@@ -118,7 +119,7 @@ class LogReceiver:
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="pipekit-logs", daemon=True)
             with suppress(RuntimeError):  # no more threads to be had: the next record tries again
-                thread.start()
+                start_thread(thread)
                 self._thread = thread
 
     def close(self) -> None:

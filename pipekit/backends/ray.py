@@ -26,6 +26,7 @@ from typing import Any
 from pipekit._errors import Failure, OptionError, StartError
 from pipekit._frame import Frame
 from pipekit._public import public
+from pipekit._signals import start_thread
 from pipekit._task import Names, Task, worker_names
 from pipekit._worker import Outcome
 from pipekit.backends._actor import LEAST_APART, PipekitWorker, Stored, own_version
@@ -324,7 +325,7 @@ class _RayWorker(RemoteWorker):
         said = {"num_returns": "streaming", "_generator_backpressure_num_objects": SAID_AHEAD}
         self._said = self._actor.say.options(concurrency_group="say", **said).remote()
         self._flush()
-        self._listener.start()
+        start_thread(self._listener)
 
     def _listen(self) -> None:
         death: BaseException | None = None

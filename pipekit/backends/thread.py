@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pipekit._channel import BlockingReader, BlockingWriter
 from pipekit._output import Flusher
 from pipekit._public import public
+from pipekit._signals import start_thread
 from pipekit._task import Task
 from pipekit._worker import WorkerLoop
 from pipekit.backends._base import Answer, Backend, Executor, Inbox, Outbox, Report, Worker
@@ -79,7 +80,7 @@ class _ThreadWorker(Worker):
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        start_thread(self._thread)
 
     def abort(self) -> None:
         """Where it waits, it stops at once, else at its next result, read or write."""
