@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipekit._channel import BlockingReader, BlockingWriter
 from pipekit._output import Flusher
 from pipekit._public import public
-from pipekit._signals import start_thread
+from pipekit._signals import uninterrupted
 from pipekit._task import Task
 from pipekit._worker import WorkerLoop
 from pipekit.backends._base import Answer, Backend, Executor, Inbox, Outbox, Report, Worker
@@ -50,8 +50,9 @@ class ThreadExecutor(Executor):
         return BlockingReader(inbox)
 
     def start(self) -> None:
-        for worker in self._workers:
-            worker.start()
+        with uninterrupted():
+            for worker in self._workers:
+                worker.start()
 
     def close(self) -> None:
         self._flusher.stop()
@@ -80,7 +81,7 @@ class _ThreadWorker(Worker):
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        start_thread(self._thread)
+        self._thread.start()
 
     def abort(self) -> None:
         """Where it waits, it stops at once, else at its next result, read or write."""
