@@ -185,8 +185,10 @@ def start(pipeline: Joinable[Any, Any, Any], stall_timeout: float | None) -> Res
 
     check_stall_timeout(stall_timeout)
     run = Run(compile_plan(part))
+    # Before the start: whoever is interrupted after it drops them, and that stops the run.
+    results: Results[Any] = Results._of(run, stall_timeout)
     run.start()
-    return Results._of(run, stall_timeout)
+    return results
 
 
 def last(results: Results[B]) -> B | None:

@@ -94,9 +94,11 @@ class Run:
             stop_all_at_exit()
             self._start_executors()
         except BaseException:
-            for worker in self._workers:
-                worker.kill()
-            self.stop()
+            try:
+                for worker in self._workers:
+                    worker.kill()
+            finally:  # also where a second Ctrl-C comes
+                self.stop()
             raise
 
     def _open(self, index: int, group: PlannedGroup, number: int) -> Worker:

@@ -11,24 +11,44 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
-
-#: The program's handlers, while others stand in for them.
-_put_off: dict[signal.Signals, Callable[[int, FrameType | None], Any]] = {}
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Have the program's handlers of SIGINT and SIGTERM, which may raise, run after the block instead of in it."""
-    with _without_handler(signal.SIGTERM), _without_handler(signal.SIGINT):
+    """Have the program's handlers of SIGINT and SIGTERM, which may raise, run after the block instead of in it.
+
+    Does nothing where Python runs no handlers: outside the main thread.
+    """
+    pid, inside = os.getpid(), True
+    handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+    came: dict[int, FrameType | None] = {}
+
+    def stand_in(number: int, frame: FrameType | None) -> None:
+        if inside and os.getpid() == pid:
+            came[number] = frame
+        else:  # a fork, which another thread made; or another handler has raised before all were restored
+            handlers[number](number, frame)
+
+    try:
+        if threading.current_thread() is threading.main_thread():
+            _replace(handlers, stand_in)
         yield
+    finally:
+        try:
+            _restore(handlers, stand_in)
+        finally:
+            inside = False
+            with ExitStack() as each:  # also where another one raises
+                for number, frame in came.items():
+                    each.callback(handlers[number], number, frame)
 
 
 def start_thread(thread: threading.Thread) -> None:
-    """Start a thread. A Ctrl-C comes after it: in the middle it may turn into a RuntimeError, as if there were no more
-    threads to be had.
+    """Start a thread. A Ctrl-C comes after it: in the middle, where `Thread.start` waits with a condition, it may turn
+    into a RuntimeError, as if there were no more threads to be had.
 
     Raises:
         RuntimeError: there are no more, or the interpreter is exiting.
@@ -37,30 +57,20 @@ def start_thread(thread: threading.Thread) -> None:
         thread.start()
 
 
-@contextmanager
-def _without_handler(number: signal.Signals) -> Iterator[None]:
-    handler = signal.getsignal(number)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[FrameType | None] = []
-    try:
-        _put_off[number] = handler
-        signal.signal(number, lambda _, frame: came.append(frame))
-        yield
-    finally:
-        _put_off.pop(number, None)
-        signal.signal(number, handler)
-        if came:
-            handler(number, came[0])
+def _replace(handlers: dict[int, Callable[[int, FrameType | None], Any]], stand_in: Callable[..., None]) -> None:
+    """SIGINT first, and last in `_restore`: a Ctrl-C interrupts neither."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        handler = signal.getsignal(number)
+        if not callable(handler):
+            continue
+        handlers[number] = handler
+        try:
+            signal.signal(number, stand_in)
+        except ValueError:  # what `threading` takes for the main thread may be a subinterpreter's
+            return
 
 
-def _after_fork_in_child() -> None:
-    """Another thread has forked in the middle of a block, which the child is not in."""
-    for number, handler in _put_off.items():
-        signal.signal(number, handler)
-    _put_off.clear()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+def _restore(handlers: dict[int, Callable[[int, FrameType | None], Any]], stand_in: Callable[..., None]) -> None:
+    for number in reversed(handlers):
+        if signal.getsignal(number) is stand_in:
+            signal.signal(number, handlers[number])

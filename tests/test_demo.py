@@ -25,11 +25,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+def running(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """The demo in a session of its own, with its messages in `stderr`; nothing of it is left behind."""
-    pipe = subprocess.PIPE
-    # The development mode would name the socket that a Ctrl-C in the middle of http.client has left to the collector.
-    environ = {**os.environ, "PYTHONWARNINGS": "ignore::ResourceWarning"}
+    pipe, environ = subprocess.PIPE, {**os.environ, **environment}
     with subprocess.Popen(
         [*COMMAND, "demo", *arguments], stdout=pipe, stderr=pipe, text=True, start_new_session=True, env=environ
     ) as demo:
@@ -78,7 +76,7 @@ def wait_until_all_are_gone(demo: subprocess.Popen[str]) -> tuple[str, str]:
         return demo.communicate(timeout=20)
     except subprocess.TimeoutExpired:
         os.killpg(demo.pid, signal.SIGKILL)
-        raise AssertionError(f"the demo goes on: {demo.communicate()}") from None
+        raise AssertionError(f"the demo goes on: {demo.communicate(timeout=20)}") from None
 
 
 def test_it_shows_result_and_times() -> None:
@@ -133,7 +131,8 @@ def test_without_a_command_it_prints_help() -> None:
     ids=["while it starts", "while the pipeline runs", "while it works one by one"],
 )
 def test_ctrl_c_ends_it_at_once(arguments: list[str], moment: str) -> None:
-    with running(*arguments) as demo:
+    # The development mode would name the socket that a Ctrl-C in the middle of http.client has left to the collector.
+    with running(*arguments, PYTHONWARNINGS="ignore::ResourceWarning") as demo:
         messages = wait_for(demo, moment)
         pressed = time.monotonic()
         os.killpg(demo.pid, signal.SIGINT)

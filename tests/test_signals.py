@@ -19,7 +19,9 @@ import psutil
 import pytest
 from conftest import eventually
 
+from pipekit import map_stage
 from pipekit._signals import uninterrupted
+from pipekit.backends import _launch
 
 Situation: TypeAlias = Literal["idle", "compute", "full"]
 
@@ -262,7 +264,8 @@ def run():
     ([1] | map_stage(backend=ProcessBackend(method))(abs)).execute()
 
 def interrupt():
-    while "pipe" not in waits_in.read_text():
+    until = time.monotonic() + 5  # where the system does not tell
+    while "pipe" not in waits_in.read_text() and time.monotonic() < until:
         time.sleep(0.001)
     signal.pthread_kill(threading.get_ident(), signal.SIGINT)
     server.resume()
@@ -284,21 +287,110 @@ def test_an_interrupt_that_another_thread_gets_while_a_worker_starts_ends_the_st
         assert _is_one_interrupt(err), err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_handler_waits_for_the_end_of_a_step_whichever_thread_gets_the_signal(number: signal.Signals) -> None:
-    happened: list[str] = []
-    before = signal.signal(number, lambda *_: happened.append("handled"))
-    try:
-        with uninterrupted():
-            other = threading.Thread(target=lambda: signal.pthread_kill(threading.get_ident(), number))
-            other.start()
-            other.join()
-            happened.append("done")
-        assert happened == ["done", "handled"]
+class Handled(BaseException):
+    """What a handler raises."""
+
+
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
+def number(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
+    """A signal whose handler raises Handled."""
+
+    def handle(*_: object) -> None:
+        raise Handled
+
+    before = signal.signal(request.param, handle)
+    yield request.param
+    signal.signal(request.param, before)
+
+
+def signal_by_another_thread(number: signal.Signals) -> None:
+    def send() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})  # a thread has the mask of the one that starts it
+        signal.pthread_kill(threading.get_ident(), number)
+
+    other = threading.Thread(target=send, name="other")
+    other.start()
+    other.join()
+
+
+def test_a_handler_waits_for_the_end_of_a_step(number: signal.Signals) -> None:
+    happened = []
+    with pytest.raises(Handled), uninterrupted():
+        signal_by_another_thread(number)
+        happened.append("done")
+    assert happened == ["done"]
+    with pytest.raises(Handled):  # it is there again
         signal.raise_signal(number)
-        assert happened == ["done", "handled", "handled"]
+
+
+def test_a_handler_waits_for_the_end_of_the_outer_of_two_steps(number: signal.Signals) -> None:
+    happened = []
+    with pytest.raises(Handled), uninterrupted():
+        with uninterrupted():
+            signal_by_another_thread(number)
+        happened.append("done")
+    assert happened == ["done"]
+
+
+def test_a_handler_that_raises_when_a_step_ends_does_not_disable_another(number: signal.Signals) -> None:
+    other = signal.SIGTERM if number == signal.SIGINT else signal.SIGINT
+    handled: list[int] = []
+    before = signal.signal(other, lambda number, _: handled.append(number))
+    try:
+        with pytest.raises(Handled), uninterrupted():
+            signal_by_another_thread(number)
+            signal_by_another_thread(other)
+        assert handled == [other]
+        signal.raise_signal(other)
+        assert handled == [other, other]
     finally:
-        signal.signal(number, before)
+        signal.signal(other, before)
+
+
+def test_a_handler_may_replace_another_when_a_step_ends() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        with uninterrupted():
+            signal_by_another_thread(signal.SIGINT)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+
+
+def test_no_handler_runs_in_the_middle_of_the_start_of_a_worker(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, happened = _launch._start, []
+
+    def interrupted_start(process: object) -> None:
+        signal_by_another_thread(number)
+        start(process)
+        happened.append("started")
+
+    monkeypatch.setattr(_launch, "_start", interrupted_start)
+    with pytest.raises(Handled):
+        ([1] | map_stage(backend="process")(str)).execute()
+    assert happened == ["started"]
+
+
+def test_no_handler_runs_in_the_middle_of_the_start_of_threads(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, happened = threading.Thread.start, []
+
+    def interrupted_start(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name.startswith("str-"):
+            signal_by_another_thread(number)
+            happened.append("started")
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted_start)
+    with pytest.raises(Handled):
+        ([1] | map_stage(backend="thread", workers=3)(str)).execute()
+    assert happened == ["started"] * 3
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")

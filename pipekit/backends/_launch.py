@@ -58,8 +58,8 @@ def start_fork_server() -> None:
     """Start the fork server if it does not run, and do not wait for it: it takes as long as all else before a run."""
     if sys.platform == "win32" or forkserver._forkserver._forkserver_pid is not None:  # type: ignore[attr-defined]
         return
-    with suppress(OSError), _starting, _without_interrupts(get_context("forkserver")):  # who needs it tries again
-        _check_descriptors()
+    with uninterrupted(), suppress(OSError), _starting, _sigint_blocked(get_context("forkserver")):
+        _check_descriptors()  # if it cannot be started now, who needs it tries again
         forkserver.ensure_running()
 
 
@@ -70,14 +70,21 @@ def start_process(context: Any, name: str, target: Callable[..., None], args: tu
     """
     process = context.Process(target=target, args=args, name=name)
     try:
-        with _starting, _without_interrupts(context), _without_main(), _without_flush(context), _without_wait():
+        with (
+            uninterrupted(),
+            _starting,
+            _sigint_blocked(context),
+            _without_main(),
+            _without_flush(context),
+            _without_wait(),
+        ):
             _check_descriptors()
             _start(process)
             # multiprocessing polls its children whenever it starts another, in any thread; two that read the exit
             # status of a fork server's child at the same time may both get a wrong one. It also waits for them at
             # exit. They are ours.
             multiprocessing_process._children.discard(process)  # type: ignore[attr-defined]
-    except BaseException:  # a Ctrl-C that came during the start is let in after it, and nobody else knows the process
+    except BaseException:  # also of a handler that had to wait for the end of the start; nobody else knows the process
         _end(process)
         raise
     return process
@@ -197,7 +204,7 @@ if sys.platform != "win32":
         """
 
         _pid: int | None = None
-        #: The pid, as it comes: a Ctrl-C may end the read at once after it, and whoever asks next finds it here.
+        #: The pid, as it comes: who is interrupted (Ctrl-C) before it is noted finds it here the next time.
         _answer: bytearray
 
         def _launch(self, process: Any) -> None:
@@ -257,23 +264,19 @@ def _without_wait() -> Iterator[None]:
 
 
 @contextmanager
-def _without_interrupts(context: Any) -> Iterator[None]:
-    """Start processes with SIGINT blocked, so that no Ctrl-C finds one that does not ignore it yet, and in one piece.
-
-    Nobody could end a process whose start a Ctrl-C, or the program's handler of SIGTERM, has left half done.
-    """
-    with uninterrupted():
-        if not hasattr(signal, "pthread_sigmask"):
-            yield
-            return
-        if context.get_start_method() == "forkserver":
-            _choose_preload(context)
-        resource_tracker.ensure_running()  # before: when it starts its process, it unblocks SIGINT in this thread
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _sigint_blocked(context: Any) -> Iterator[None]:
+    """Start processes with SIGINT blocked, so that no Ctrl-C finds one that does not ignore it yet."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    if context.get_start_method() == "forkserver":
+        _choose_preload(context)
+    resource_tracker.ensure_running()  # before: when it starts its process, it unblocks SIGINT in this thread
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _choose_preload(context: Any) -> None:

@@ -27,6 +27,7 @@ from pipekit import _worker
 from pipekit._arena import CAN_SHARE, forget_own_store
 from pipekit._errors import BackendUnavailable, Failure, OptionError
 from pipekit._public import public
+from pipekit._signals import uninterrupted
 from pipekit._task import Names, Task, worker_names
 from pipekit._worker import Outcome
 from pipekit.backends import _child
@@ -125,15 +126,16 @@ class _ProcessExecutor(Executor):
         ours, theirs = socket.socketpair()
         close_in_forks(ours)
         theirs.setblocking(True)  # it is not so where the program has called socket.setdefaulttimeout
-        try:
-            process = start_process(self._context, name, _child.main, (theirs, names, log_levels()))
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        worker = _ProcessWorker(process, ours, self._hub, self._logs, names, inbox, outboxes, report)
-        self._workers.append(worker)  # at once: a Ctrl-C may come before the run knows it, and `close` ends it then
+        with uninterrupted():  # until `close` knows whom it has to end
+            try:
+                process = start_process(self._context, name, _child.main, (theirs, names, log_levels()))
+            except BaseException:
+                ours.close()
+                raise
+            finally:
+                theirs.close()
+            worker = _ProcessWorker(process, ours, self._hub, self._logs, names, inbox, outboxes, report)
+            self._workers.append(worker)
         worker.greet(prepared.task)
         worker.flush()
         return worker
