@@ -21,6 +21,7 @@ _connecting = threading.Lock()
 _own_address: str | None = None  # of the Ray that was started for this program, if one was
 _known: dict[str, str] = {}  # what an address that was asked for has turned out to be
 _starting: Future[None] | None = None  # the start of a Ray of this program's own
+_here = threading.local()
 
 
 def import_ray() -> Any:
@@ -80,6 +81,32 @@ def connect(ray: Any, address: str | None) -> None:
                 _known[asked] = _gcs_address(ray)
         except Exception as error:
             raise BackendUnavailable(_UNREACHABLE.format(asked, error)) from error
+
+
+def start_no_ray_in_this_thread() -> None:
+    """Have calls of Ray in this thread raise where Ray was shut down. Most would start another one, also those that a
+    generator of Ray's makes by itself while it waits.
+
+    Undocumented, therefore tested; without this module of Ray's nothing changes.
+    """
+    global _auto_init
+    _here.starts_no_ray = True
+    try:
+        import ray._private.auto_init_hook as hook
+    except ImportError:
+        return
+    with _connecting:
+        if hook.auto_init_ray is not _auto_init_elsewhere:
+            _auto_init, hook.auto_init_ray = hook.auto_init_ray, _auto_init_elsewhere
+
+
+def _auto_init_elsewhere() -> None:
+    if not getattr(_here, "starts_no_ray", False):
+        _auto_init()
+
+
+def _auto_init() -> None:
+    """Ray's own, once it is replaced."""
 
 
 def _resolved(ray: Any, address: str | None) -> str:

@@ -31,7 +31,14 @@ from pipekit._task import Names, Task, worker_names
 from pipekit._worker import Outcome
 from pipekit.backends._actor import LEAST_APART, PipekitWorker, Stored, own_version
 from pipekit.backends._base import Backend, Executor, Inbox, Outbox, Report, Worker
-from pipekit.backends._cluster import NO_CLIENT, connect, import_ray, is_own, is_to_be_started
+from pipekit.backends._cluster import (
+    NO_CLIENT,
+    connect,
+    import_ray,
+    is_own,
+    is_to_be_started,
+    start_no_ray_in_this_thread,
+)
 from pipekit.backends._hub import Hub
 from pipekit.backends._logs import LogReceiver, log_levels
 from pipekit.backends._remote import Prepared, RemoteWorker, fail_all, pickled, pickled_task
@@ -329,6 +336,7 @@ class _RayWorker(RemoteWorker):
 
     def _listen(self) -> None:
         death: BaseException | None = None
+        start_no_ray_in_this_thread()
         try:
             while True:
                 self._hub.call(partial(self._heard, self._messages()))
