@@ -20,7 +20,8 @@ from typing import Any
 def uninterrupted() -> Iterator[None]:
     """Have the program's handlers of SIGINT and SIGTERM, which may raise, run after the block instead of in it.
 
-    Does nothing where Python runs no handlers: outside the main thread.
+    Does nothing where Python runs no handlers: outside the main thread. (There it does not even ask for one: without a
+    GIL, `signal.getsignal` may end the process while the main thread replaces the handler. Seen on 3.13t.)
     """
     pid, inside = os.getpid(), True
     handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
