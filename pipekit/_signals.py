@@ -13,7 +13,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
+
+Handler: TypeAlias = Callable[[int, FrameType | None], Any]
 
 
 @contextmanager
@@ -24,7 +26,7 @@ def uninterrupted() -> Iterator[None]:
     GIL, `signal.getsignal` may end the process while the main thread replaces the handler. Seen on 3.13t.)
     """
     pid, inside = os.getpid(), True
-    handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+    handlers: dict[int, Handler] = {}
     came: dict[int, FrameType | None] = {}
 
     def stand_in(number: int, frame: FrameType | None) -> None:
@@ -58,7 +60,7 @@ def start_thread(thread: threading.Thread) -> None:
         thread.start()
 
 
-def _replace(handlers: dict[int, Callable[[int, FrameType | None], Any]], stand_in: Callable[..., None]) -> None:
+def _replace(handlers: dict[int, Handler], stand_in: Handler) -> None:
     """SIGINT first, and last in `_restore`: a Ctrl-C interrupts neither."""
     for number in (signal.SIGINT, signal.SIGTERM):
         handler = signal.getsignal(number)
@@ -71,7 +73,7 @@ def _replace(handlers: dict[int, Callable[[int, FrameType | None], Any]], stand_
             return
 
 
-def _restore(handlers: dict[int, Callable[[int, FrameType | None], Any]], stand_in: Callable[..., None]) -> None:
+def _restore(handlers: dict[int, Handler], stand_in: Handler) -> None:
     for number in reversed(handlers):
         if signal.getsignal(number) is stand_in:
             signal.signal(number, handlers[number])
