@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -254,3 +255,21 @@ def test_a_program_that_is_connected_uses_that_cluster(cluster: Any) -> None:
     assert set((range(10) | map_stage(backend=RayBackend(num_cpus=1))(node_of)).results()) <= {LEFT, RIGHT}
     with pytest.raises(BackendUnavailable, match="is connected to"):
         ([1] | map_stage(backend=RayBackend(address="127.0.0.9:6379"))(plus_one)).plan()
+
+
+def test_a_worker_whose_first_call_is_lost_begins_when_it_is_sent_again(cluster: Any) -> None:
+    """Ray fails the first calls, as a network would: some are not sent, of others the answer is lost."""
+    lost = {"num_failures": 12, "req_failure_prob": 50, "resp_failure_prob": 50, "in_flight_failure_prob": 0}
+    code = f"""
+        from pipekit import RayBackend, map_stage
+        far = RayBackend({cluster.address!r}, num_cpus=0)
+        print(sorted((range(-9, 0) | map_stage(backend=far, workers=4)(abs)).results()))
+        """
+    ran = run_program(
+        code,
+        RAY_testing_rpc_failure=json.dumps({"CoreWorkerService.grpc_client.PushTask": lost}),
+        RAY_testing_rpc_failure_avoid_intra_node_failures="0",
+        RAY_task_retry_delay_ms="100",
+    )
+    assert "RpcFailureManager" in ran.stderr, "Ray has another setting for calls that are to fail"
+    assert "[1, 2, 3, 4, 5, 6, 7, 8, 9]" in ran.stdout.splitlines(), ran.stdout + ran.stderr

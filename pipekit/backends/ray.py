@@ -139,9 +139,11 @@ def _asked(ray: Any, backend: RayBackend) -> dict[str, Any]:
 def _decorated() -> Any:
     """The actor's class, once: a cluster keeps a copy of each that is decorated.
 
-    A restarted actor would begin its task anew, in the middle of the old one's results.
+    A restarted actor would begin its task anew, in the middle of the old one's results. With a `max_concurrency` of one
+    Ray orders the calls, and a `begin` that was lost and sent again can hold up `run` for 30 s, and then fail it.
     """
-    options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {"say": 1, "hear": 1}}
+    groups = {"say": 1, "hear": 1}
+    options = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": 2, "concurrency_groups": groups}
     return import_ray().remote(**options)(PipekitWorker)
 
 
