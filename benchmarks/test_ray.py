@@ -5,6 +5,7 @@ Needs Ray and its data library: `pip install "ray[data]"`. `-m ray` chooses this
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -31,7 +32,8 @@ def _ray_started() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # where workers of Ray Data find this module
+        here = str(Path(__file__).parents[1])  # where workers of Ray Data find this module
+        patch.setenv("PYTHONPATH", here, prepend=os.pathsep)
         ray.init("local", include_dashboard=False, object_store_memory=1 << 30, logging_level="ERROR")
         for backend in (ON_RAY, "process"):
             read((range(100) | map_stage(workers=2, backend=backend)(same)).results())
