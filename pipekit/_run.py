@@ -94,6 +94,8 @@ class Run:
             stop_all_at_exit()
             self._start_executors()
         except BaseException:
+            with self._lock:
+                self._state = State.STOPPING
             try:
                 for worker in self._workers:
                     worker.kill()
@@ -136,8 +138,21 @@ class Run:
         if edge is not None:
             self._channels[edge].reader_done()
             self._stop_unwanted(edge)
-        for output in self._plan.groups[index].outputs:
-            self._channels[output].writer_done()
+        self._end_outputs(self._plan.groups[index].outputs)
+
+    def _end_outputs(self, outputs: set[int]) -> None:
+        """Tell those who read from a worker that it has ended.
+
+        Where the run ends early, to a stage that must not look like the end of its items: it would do what it does when
+        it has them all. Who ends the run may be still on the way to these channels.
+        """
+        with self._lock:
+            ends_early = self._state is not State.RUNNING
+        for output in outputs:
+            if ends_early and output != len(self._channels) - 1:
+                self._channels[output].cancel()
+            else:
+                self._channels[output].writer_done()
 
     def _stop_unwanted(self, edge: int) -> None:
         """When the last reader of an edge has gone: stop the stages of which nobody reads anything any more.

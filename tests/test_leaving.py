@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ import pytest
 from conftest import eventually, items_travel_alone, workers_alive
 
 from pipekit import PipekitError, ProcessBackend, Results, TaskException, map_stage, stage
+from pipekit._channel import Channel
+from pipekit._run import Run
+from pipekit._worker import Outcome
 from pipekit.backends import _launch, process
 
 #: Seconds that leaving may take, by promise; everything else in a test takes far less.
@@ -398,6 +401,56 @@ def test_a_pipeline_inside_a_stage_that_is_left_does_not_look_complete(backend: 
     results = (endless() | stage(backend=backend)(nested)).results()
     next(results)
     results.close()
+    assert (started.exists(), done.exists()) == (True, False)
+
+
+@pytest.mark.parametrize("ends", ["left", "failed"])
+def test_a_stage_does_not_take_the_end_of_the_run_for_that_of_its_items(
+    backend_pair: tuple[str, str], ends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who ends the run is held up when the queue before the first stage is cut off, until that stage has ended."""
+    started, done = tmp_path / "started", tmp_path / "done"
+    first_has_ended, cut_off = threading.Event(), threading.Event()
+    report, cancel = Run._report, Channel.cancel
+
+    def report_and_tell(run: Run, index: int, edge: int | None, outcome: Outcome) -> None:
+        report(run, index, edge, outcome)
+        if edge == 0:
+            first_has_ended.set()
+
+    def cancel_and_wait(channel: Channel) -> None:
+        cancel(channel)
+        if channel is queues[0] and not cut_off.is_set():
+            cut_off.set()
+            assert first_has_ended.wait(30)
+
+    def one_and_waits() -> Iterator[int]:
+        yield 1
+        cut_off.wait(60)
+        yield from itertools.count()
+
+    def commits(numbers: Iterable[int]) -> Iterator[int]:
+        for number in numbers:
+            started.touch()
+            yield number
+        done.touch()
+
+    def fails(number: int) -> int:
+        if ends == "failed":
+            raise ValueError
+        return number
+
+    first, second = backend_pair
+    same: Any = map_stage(backend=first, fuse=False)(lambda number: number)
+    pipe = one_and_waits() | same | stage(backend=second, fuse=False)(commits) | map_stage(backend="thread")(fails)
+    monkeypatch.setattr(Run, "_report", report_and_tell)
+    monkeypatch.setattr(Channel, "cancel", cancel_and_wait)
+    results = pipe.results()
+    queues = results._run._channels
+    with pytest.raises(TaskException) if ends == "failed" else nullcontext():
+        next(results)
+    results.close()
+    assert cut_off.is_set()
     assert (started.exists(), done.exists()) == (True, False)
 
 
