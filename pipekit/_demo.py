@@ -22,6 +22,7 @@ from time import perf_counter, sleep
 
 from pipekit._pipeline import NoInput, Pipeline
 from pipekit._results import Results
+from pipekit._signals import start_thread
 from pipekit._stage import map_stage, stage
 
 HOST = "127.0.0.1"
@@ -227,7 +228,7 @@ def _progress(results: Results[tuple[str, int]], pages: int) -> Iterator[None]:
             finished = done.wait(INTERVAL)
 
     reporter = threading.Thread(target=show, name="progress", daemon=True)
-    reporter.start()
+    start_thread(reporter)
     try:
         yield
     finally:

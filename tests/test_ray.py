@@ -341,6 +341,16 @@ def test_a_call_that_does_not_reach_the_actor_ends_the_run() -> None:
                 pass
 
 
+def test_items_that_do_not_get_into_rays_store_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def put(_: object) -> Any:
+        raise ray.exceptions.OutOfDiskError()
+
+    monkeypatch.setattr(ray, "put", put)
+    with pytest.raises(WorkerDied, match="the connection with it") as caught:
+        list(([bytes(LEAST_APART)] | map_stage(backend="ray")(len)).results())
+    assert "disk" in str(caught.value.__cause__)
+
+
 def results_workers(results: Any) -> list[Any]:
     return [worker for worker in results._run._workers if hasattr(worker, "_hear")]
 
@@ -492,6 +502,41 @@ def test_a_ray_that_is_shut_down_under_a_run_is_an_error_and_no_other_is_started
         """
     )
     assert ran.stdout == "True False\n[1]\n", ran.stderr
+
+
+def test_a_ray_that_is_shut_down_while_a_run_starts_is_an_error() -> None:
+    ran = run_program(
+        """
+        import sys, threading, traceback
+        import ray
+        from pipekit import RayBackend, StartError, map_stage
+
+        def shut_down_when_it_waits(waiting):
+            while "_wait_until_begun" not in "".join(traceback.format_stack(sys._current_frames()[waiting])):
+                pass
+            ray.shutdown()
+
+        threading.Thread(target=shut_down_when_it_waits, args=(threading.get_ident(),)).start()
+        try:
+            list(([1] | map_stage(backend=RayBackend(resources={"none has it": 1}))(abs)).results())
+        except StartError as error:
+            print(error, ray.is_initialized())
+        """
+    )
+    assert ran.stdout == "Ray was shut down while the pipeline started False\n", ran.stderr
+
+
+def test_a_ray_without_the_hook_that_starts_another_is_used_all_the_same() -> None:
+    ran = run_program(
+        """
+        import sys, types
+        import ray
+        sys.modules["ray._private.auto_init_hook"] = ray._private.auto_init_hook = types.ModuleType("of a later Ray")
+        from pipekit import map_stage
+        print(list(([-1] | map_stage(backend="ray")(abs)).results()))
+        """
+    )
+    assert ran.stdout == "[1]\n", ran.stderr
 
 
 def test_a_program_that_ends_in_the_middle_of_a_run_says_nothing() -> None:

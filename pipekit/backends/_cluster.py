@@ -11,6 +11,7 @@ from time import sleep
 from typing import Any
 
 from pipekit._errors import BackendUnavailable
+from pipekit._signals import uninterrupted
 
 #: Bytes of the store of a Ray that pipekit starts.
 LOCAL_STORE = 512 << 20
@@ -87,13 +88,15 @@ def start_no_ray_in_this_thread() -> None:
     """Have calls of Ray in this thread raise where Ray was shut down. Most would start another one, also those that a
     generator of Ray's makes by itself while it waits.
 
-    Undocumented, therefore tested; without this module of Ray's nothing changes.
+    Undocumented, therefore tested; where Ray has it no longer, nothing changes.
     """
     global _auto_init
     _here.starts_no_ray = True
     try:
         import ray._private.auto_init_hook as hook
     except ImportError:
+        return
+    if not hasattr(hook, "auto_init_ray"):
         return
     with _connecting:
         if hook.auto_init_ray is not _auto_init_elsewhere:
@@ -189,8 +192,9 @@ def _start_local(ray: Any) -> None:
     global _starting
     if _starting is None or _starting.done():
         starting: Future[None] = Future()
-        threading.Thread(target=_start_and_stay, args=(ray, starting), name="pipekit-ray", daemon=True).start()
-        _starting = starting
+        with uninterrupted():
+            threading.Thread(target=_start_and_stay, args=(ray, starting), name="pipekit-ray", daemon=True).start()
+            _starting = starting
     _starting.result()  # a Ctrl-C ends the wait; who comes next waits for the same start
 
 

@@ -205,6 +205,8 @@ class _RayExecutor(Executor):
         waiting = [worker.begun for worker in self._workers]
         deadline = monotonic() + self._start_timeout
         while waiting:
+            if not self._ray.is_initialized():
+                raise StartError("Ray was shut down while the pipeline started")
             if monotonic() >= deadline:
                 raise StartError(self._not_placed(len(waiting)))
             seconds = min(SIGNAL_SECONDS, max(0.0, deadline - monotonic()))
@@ -249,7 +251,7 @@ class _RayWorker(RemoteWorker):
         self._actor = actor
         self._stored = stored
         self._hear = actor.hear.options(concurrency_group="hear")
-        begin = actor.begin.options(max_task_retries=-1)  # it may be called again
+        begin = actor.begin.options(max_task_retries=-1, concurrency_group="hear")  # called again, also while it runs
         self.begun = begin.remote(own_version(), sys.path, names, log_levels(), own=is_own(ray))
         self._pid, self._node = 0, ""
         self._is_here = False
@@ -322,8 +324,12 @@ class _RayWorker(RemoteWorker):
             if len(whole.body) < LEAST_APART:
                 super()._send_payload(replace(frame, payload=whole), how)
                 return
-            self._check_ray()
-            payload = Stored(self._ray.put(whole.body), len(whole.body))
+            try:
+                self._check_ray()
+                payload = Stored(self._ray.put(whole.body), len(whole.body))
+            except Exception as error:  # no room in the store, say
+                self._give_up(error)
+                return
         self.send(Message(Say.FRAME, frame.count, frame.sequence, outbox=how, elsewhere=payload))
 
     def listen(self) -> None:
@@ -338,8 +344,8 @@ class _RayWorker(RemoteWorker):
 
     def _listen(self) -> None:
         death: BaseException | None = None
-        start_no_ray_in_this_thread()
         try:
+            start_no_ray_in_this_thread()
             while True:
                 self._hub.call(partial(self._heard, self._messages()))
         except BaseException as error:  # also as the last item: Ray's generators end so where their actor has died
@@ -405,9 +411,12 @@ class _RayWorker(RemoteWorker):
             self._report_once(Outcome() if self._killed else Outcome(self._death(self._hindrance or death)))
 
     def _death(self, error: BaseException | None) -> Failure:
+        known = self._ray.exceptions
         if not self._ray.is_initialized():
             how = "Ray was shut down while the pipeline ran"
-        elif not isinstance(error, self._ray.exceptions.RayActorError):
+        elif isinstance(error, known.OutOfMemoryError):
+            how = f"Ray has ended its process {self._pid}: its node {self._node} was short of memory{_SHORT_OF_MEMORY}"
+        elif isinstance(error, known.ActorUnavailableError) or not isinstance(error, known.RayActorError):
             how = f"the connection with it, on the node {self._node}, has failed: what Ray knows of it is above"
         elif "node has died" in str(error):
             how = f"its node {self._node} was lost"
@@ -427,6 +436,9 @@ def _has_exited(pid: int, deadline: float) -> bool:
     return False
 
 
+_SHORT_OF_MEMORY = (
+    ". Check the memory that its items need, or use fewer workers on a node; what Ray knows of it is above"
+)
 _LIKELY = (
     ", usually by the out-of-memory killer, or with its node: check the memory that its items need, or use fewer "
     "workers on a node; what Ray knows of it is above"
