@@ -18,11 +18,13 @@ from typing import Any
 import pytest
 from conftest import eventually, items_travel_alone, workers_alive
 
-from pipekit import PipekitError, ProcessBackend, Results, TaskException, map_stage, stage
+from pipekit import PipekitError, ProcessBackend, Results, StartError, TaskException, map_stage, stage
 from pipekit._channel import Channel
 from pipekit._run import Run
 from pipekit._worker import Outcome
 from pipekit.backends import _launch, process
+from pipekit.backends._hub import Hub
+from pipekit.backends.thread import _ThreadWorker
 
 #: Seconds that leaving may take, by promise; everything else in a test takes far less.
 PROMISED = 2.0
@@ -452,6 +454,45 @@ def test_a_stage_does_not_take_the_end_of_the_run_for_that_of_its_items(
     results.close()
     assert cut_off.is_set()
     assert (started.exists(), done.exists()) == (True, False)
+
+
+def test_a_stage_does_not_take_a_start_that_fails_for_the_end_of_its_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last stage cannot be started while the others are at work; the first has ended before the second is told."""
+    read, first_is_killed, first_has_ended, done = (threading.Event() for _ in range(4))
+    report, kill = Run._report, _ThreadWorker.kill
+
+    def report_and_tell(run: Run, index: int, edge: int | None, outcome: Outcome) -> None:
+        report(run, index, edge, outcome)
+        if edge == 0:
+            first_has_ended.set()
+
+    def kill_and_wait(worker: _ThreadWorker) -> None:
+        kill(worker)
+        if worker._thread.name == "same-0":
+            first_is_killed.set()
+            assert first_has_ended.wait(30)
+
+    def no_more_threads(_: Hub) -> None:
+        assert read.wait(30)
+        raise RuntimeError("can't start new thread")
+
+    def one_and_waits() -> Iterator[int]:
+        yield 1
+        first_is_killed.wait(60)
+
+    def commits(numbers: Iterable[int]) -> Iterator[int]:
+        for number in numbers:
+            read.set()
+            yield number
+        done.set()
+
+    monkeypatch.setattr(Run, "_report", report_and_tell)
+    monkeypatch.setattr(_ThreadWorker, "kill", kill_and_wait)
+    monkeypatch.setattr(Hub, "start", no_more_threads)
+    same: Any = map_stage(backend="thread", name="same")(lambda number: number)
+    with pytest.raises(StartError):
+        (one_and_waits() | same | stage(backend="thread")(commits) | map_stage()(str)).results()
+    assert not done.is_set()
 
 
 def test_a_stage_that_closes_the_results_of_its_own_run_leaves_nothing() -> None:
