@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -351,6 +352,34 @@ def test_items_that_do_not_get_into_rays_store_end_the_run(monkeypatch: pytest.M
     assert "disk" in str(caught.value.__cause__)
 
 
+def test_a_worker_that_ray_ends_for_want_of_memory_is_told_as_that() -> None:
+    ran = run_program(
+        """
+        import itertools, os, time
+        import psutil
+
+        memory = psutil.virtual_memory()
+        os.environ["RAY_memory_usage_threshold"] = str((memory.total - memory.available + (1 << 30)) / memory.total)
+        os.environ["RAY_memory_monitor_refresh_ms"] = "100"
+        from pipekit import WorkerDied, map_stage
+
+        def grows(number):
+            if number:
+                kept = bytearray(os.urandom(1 << 20)) * 2048
+                time.sleep(100)
+            return number
+
+        try:
+            for result in (itertools.count() | map_stage(backend="ray")(grows)).results():
+                print(result)
+        except WorkerDied as error:
+            print(error)
+        """
+    )
+    told = r'0\nThe worker "grows-0" died: Ray has ended its process \d+: its node \S+ was short of memory'
+    assert re.match(told, ran.stdout), ran.stdout + ran.stderr
+
+
 def results_workers(results: Any) -> list[Any]:
     return [worker for worker in results._run._workers if hasattr(worker, "_hear")]
 
@@ -502,28 +531,6 @@ def test_a_ray_that_is_shut_down_under_a_run_is_an_error_and_no_other_is_started
         """
     )
     assert ran.stdout == "True False\n[1]\n", ran.stderr
-
-
-def test_a_ray_that_is_shut_down_while_a_run_starts_is_an_error() -> None:
-    ran = run_program(
-        """
-        import sys, threading, traceback
-        import ray
-        from pipekit import RayBackend, StartError, map_stage
-
-        def shut_down_when_it_waits(waiting):
-            while "_wait_until_begun" not in "".join(traceback.format_stack(sys._current_frames()[waiting])):
-                pass
-            ray.shutdown()
-
-        threading.Thread(target=shut_down_when_it_waits, args=(threading.get_ident(),)).start()
-        try:
-            list(([1] | map_stage(backend=RayBackend(resources={"none has it": 1}))(abs)).results())
-        except StartError as error:
-            print(error, ray.is_initialized())
-        """
-    )
-    assert ran.stdout == "Ray was shut down while the pipeline started False\n", ran.stderr
 
 
 def test_a_ray_without_the_hook_that_starts_another_is_used_all_the_same() -> None:

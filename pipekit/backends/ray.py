@@ -205,8 +205,6 @@ class _RayExecutor(Executor):
         waiting = [worker.begun for worker in self._workers]
         deadline = monotonic() + self._start_timeout
         while waiting:
-            if not self._ray.is_initialized():
-                raise StartError("Ray was shut down while the pipeline started")
             if monotonic() >= deadline:
                 raise StartError(self._not_placed(len(waiting)))
             seconds = min(SIGNAL_SECONDS, max(0.0, deadline - monotonic()))
