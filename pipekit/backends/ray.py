@@ -249,7 +249,8 @@ class _RayWorker(RemoteWorker):
         self._actor = actor
         self._stored = stored
         self._hear = actor.hear.options(concurrency_group="hear")
-        begin = actor.begin.options(max_task_retries=-1, concurrency_group="hear")  # called again, also while it runs
+        # It may be called again, also while it runs: in one thread.
+        begin = actor.begin.options(max_task_retries=-1, concurrency_group="hear")
         self.begun = begin.remote(own_version(), sys.path, names, log_levels(), own=is_own(ray))
         self._pid, self._node = 0, ""
         self._is_here = False
