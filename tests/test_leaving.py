@@ -412,7 +412,7 @@ def test_a_stage_does_not_take_the_end_of_the_run_for_that_of_its_items(
 ) -> None:
     """Who ends the run is held up when the queue before the first stage is cut off, until that stage has ended."""
     started, done = tmp_path / "started", tmp_path / "done"
-    first_has_ended, cut_off = threading.Event(), threading.Event()
+    may_fail, cut_off, first_has_ended = (threading.Event() for _ in range(3))
     report, cancel = Run._report, Channel.cancel
 
     def report_and_tell(run: Run, index: int, edge: int | None, outcome: Outcome) -> None:
@@ -422,7 +422,7 @@ def test_a_stage_does_not_take_the_end_of_the_run_for_that_of_its_items(
 
     def cancel_and_wait(channel: Channel) -> None:
         cancel(channel)
-        if channel is queues[0] and not cut_off.is_set():
+        if channel is queues[0]:
             cut_off.set()
             assert first_has_ended.wait(30)
 
@@ -438,6 +438,7 @@ def test_a_stage_does_not_take_the_end_of_the_run_for_that_of_its_items(
         done.touch()
 
     def fails(number: int) -> int:
+        may_fail.wait(60)
         if ends == "failed":
             raise ValueError
         return number
@@ -446,9 +447,10 @@ def test_a_stage_does_not_take_the_end_of_the_run_for_that_of_its_items(
     same: Any = map_stage(backend=first, fuse=False)(lambda number: number)
     pipe = one_and_waits() | same | stage(backend=second, fuse=False)(commits) | map_stage(backend="thread")(fails)
     monkeypatch.setattr(Run, "_report", report_and_tell)
-    monkeypatch.setattr(Channel, "cancel", cancel_and_wait)
     results = pipe.results()
     queues = results._run._channels
+    monkeypatch.setattr(Channel, "cancel", cancel_and_wait)
+    may_fail.set()
     with pytest.raises(TaskException) if ends == "failed" else nullcontext():
         next(results)
     results.close()
