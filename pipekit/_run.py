@@ -61,7 +61,7 @@ class Run:
         self._left_behind = 0  # thread workers that did not end
         self._delivering: Iterator[Any] = iter(())  # the frame that the consumer is reading
         self._stop_begun = False
-        self._stopped_by = 0  # the thread that did it
+        self._stopped_by: threading.Thread | None = None
         self._stopped = threading.Event()
         self._pid = os.getpid()
 
@@ -94,9 +94,9 @@ class Run:
             stop_all_at_exit()
             self._start_executors()
         except BaseException:
-            with self._lock:
-                self._state = State.STOPPING
             try:
+                with self._lock:
+                    self._state = State.STOPPING
                 for worker in self._workers:
                     worker.kill()
             finally:  # also where a second Ctrl-C comes
@@ -144,12 +144,13 @@ class Run:
         """Tell those who read from a worker that it has ended.
 
         Where the run ends early, to a stage that must not look like the end of its items: it would do what it does when
-        it has them all. Who ends the run may be still on the way to these channels.
+        it has them all. Who ends the run may be still on the way to these channels. Of one that has failed, the last
+        channel is still delivered: the failure comes after it.
         """
         with self._lock:
-            ends_early = self._state is not State.RUNNING
+            ends_early, failed = self._state is not State.RUNNING, bool(self._failures)
         for output in outputs:
-            if ends_early and output != len(self._channels) - 1:
+            if ends_early and not (failed and output == len(self._channels) - 1):
                 self._channels[output].cancel()
             else:
                 self._channels[output].writer_done()
@@ -224,7 +225,7 @@ class Run:
         try:
             return reader.get(_nothing)
         except Released:
-            if self._stopped_by != threading.get_ident():
+            if self._stopped_by is not threading.current_thread():
                 if is_exiting():
                     raise SystemExit from None  # ends a thread without a word
                 raise PipekitError(
@@ -261,6 +262,8 @@ class Run:
             failures = list(self._failures)
         if not failures:
             return
+        if isinstance(failures[0].exception, Released):  # the source is the input of a worker that is released
+            raise failures[0].exception
         error = failures[0].to_exception(failures[1:])
         add_place(error, self._plan.stages)
         if self._left_behind:
@@ -302,7 +305,7 @@ class Run:
         with self._lock:
             begun, self._stop_begun = self._stop_begun, True
             if not begun:
-                self._state, self._stopped_by = State.STOPPING, threading.get_ident()
+                self._state, self._stopped_by = State.STOPPING, threading.current_thread()
         if begun:
             self._stopped.wait(PATIENCE)
             return

@@ -120,7 +120,7 @@ class WorkerLoop:
                 self._output.close()
                 self._steps.close()
         except BaseException as error:
-            if self._activity.released and _says_released(error):
+            if self._activity.released and isinstance(error, Released):
                 return None
             return describe(error, *self.names(), self._steps.last_item(self._steps.active))
         return None
@@ -131,16 +131,6 @@ def _doing_of(step: int, active: int, doing: Doing) -> Doing:
     if doing is not Doing.WORKING or step == active:
         return doing
     return Doing.WRITING if step < active else Doing.READING
-
-
-def _says_released(error: BaseException) -> bool:
-    """Whether all that an exception says is that the worker was released.
-
-    Where a stage's function reads its items in a pipeline of its own, that one's source raises it.
-    """
-    return isinstance(error, Released) or (
-        isinstance(error, TaskException) and isinstance(error.failure.exception, Released)
-    )
 
 
 def _where(thread: int) -> str:

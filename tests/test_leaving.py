@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +316,51 @@ def test_results_closed_by_another_thread_are_an_error_for_who_reads_them(backen
     closer.join()
 
 
+def test_results_closed_by_a_thread_that_has_ended_are_an_error_for_who_reads_them_next() -> None:
+    """It may have the number of the one that has ended."""
+    results = endless("thread").results()
+    next(results)
+    closer = threading.Thread(target=results.close)
+    closer.start()
+    closer.join()
+    with ThreadPoolExecutor(1) as pool, pytest.raises(PipekitError, match="closed while they were read"):
+        pool.submit(next, results).result()
+
+
+def test_results_closed_while_the_last_workers_end_do_not_look_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who closes them is held up until all workers have ended, the first by itself."""
+    closing, source_has_ended, all_have_ended = (threading.Event() for _ in range(3))
+    report, end_early = Run._report, Run._end_early
+
+    def report_and_tell(run: Run, index: int, edge: int | None, outcome: Outcome) -> None:
+        report(run, index, edge, outcome)
+        (source_has_ended if edge is None else all_have_ended).set()
+
+    def wait_and_end_early(run: Run, *, deliver: bool) -> None:
+        closing.set()
+        assert all_have_ended.wait(30)
+        end_early(run, deliver=deliver)
+
+    def some() -> Iterator[int]:
+        yield from range(3)
+        closing.wait(60)
+
+    def waits(number: int) -> int:
+        if number:
+            source_has_ended.wait(60)
+        return number
+
+    monkeypatch.setattr(Run, "_report", report_and_tell)
+    monkeypatch.setattr(Run, "_end_early", wait_and_end_early)
+    results = (some() | map_stage(backend="thread")(waits)).results()
+    assert next(results) == 0
+    closer = threading.Thread(target=results.close)
+    closer.start()
+    with pytest.raises(PipekitError, match="closed while they were read"):
+        list(results)
+    closer.join()
+
+
 def test_two_threads_that_read_the_same_results_are_both_told_so(backend: str) -> None:
     release = threading.Event()
 
@@ -404,6 +449,29 @@ def test_a_pipeline_inside_a_stage_that_is_left_does_not_look_complete(backend: 
     next(results)
     results.close()
     assert (started.exists(), done.exists()) == (True, False)
+
+
+def test_a_pipeline_inside_a_stage_that_is_released_has_no_error_of_its_own(backend: str, tmp_path: Path) -> None:
+    """`except Exception` around it does not hide that its items are cut off."""
+    done = tmp_path / "done"
+    runs: list[Results[None]] = []
+
+    def one_and_waits() -> Iterator[int]:
+        yield 1
+        eventually(lambda: bool(runs) and runs[0].stats().state != "running")
+
+    def nested(numbers: Iterable[int]) -> Iterator[int]:
+        with suppress(Exception):
+            yield from (numbers | map_stage(backend="thread")(lambda number: number)).results()
+        done.touch()
+
+    def fails(_: int) -> None:
+        raise ValueError
+
+    runs.append((one_and_waits() | stage(backend=backend)(nested) | map_stage(backend="thread")(fails)).results())
+    with pytest.raises(TaskException, match="fails-0"):
+        list(runs[0])
+    assert not done.exists()
 
 
 @pytest.mark.parametrize("ends", ["left", "failed"])
