@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import itertools
 import os
 import pickle
 import re
@@ -19,6 +21,7 @@ import pytest
 from conftest import items_travel_alone
 
 from pipekit import Cancelled, ProcessBackend, RemoteTraceback, Stage, TaskException, WorkerDied, map_stage, stage
+from pipekit.backends._wire import Message
 
 
 class Custom(Exception):
@@ -212,6 +215,34 @@ def test_a_producer_that_dies_is_an_error() -> None:
 
     with pytest.raises(WorkerDied, match=r"exited with status 0 .* It had no items in hand"):
         list(Stage(producer).results())
+
+
+@pytest.mark.parametrize("error", [TimeoutError("late"), OSError(errno.ENOBUFS, "full"), ValueError("late")], ids=repr)
+def test_a_worker_whose_message_is_cut_off_has_died(backend: str, error: Exception, tmp_path: Path) -> None:
+    """By a signal handler's exception, or by the system; the next stage does not take it for the end of its items."""
+    done = tmp_path / "done"
+
+    def is_cut_off(numbers: Iterable[int]) -> Iterator[bytes]:
+        from pipekit.backends._child import _SocketLink
+
+        send, messages = _SocketLink._send_now, itertools.count(1)
+
+        def send_four(link: _SocketLink, message: Message) -> None:
+            if next(messages) == 5:
+                raise error
+            send(link, message)
+
+        _SocketLink._send_now = send_four  # type: ignore[method-assign, assignment]
+        return map(bytes, numbers)
+
+    def commits(items: Iterable[bytes]) -> Iterator[bytes]:
+        yield from items
+        done.touch()
+
+    pipe = itertools.repeat(1000, 100_000) | stage(is_cut_off) | stage(backend=backend)(commits)
+    with pytest.raises(WorkerDied, match='"is_cut_off-0" died: .* an exception, which is on stderr, has cut off'):
+        list(pipe.results())
+    assert not done.exists()
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])

@@ -6,6 +6,7 @@ noticed while the stage's function is busy.
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import os
 import signal
@@ -29,6 +30,8 @@ from pipekit.backends._wire import CLOSE_ON_EXEC, DESCRIPTORS, Message, MessageR
 
 #: Seconds that a stage gets for its `finally` blocks after the parent has died.
 ORPHAN_GRACE = 1.0
+#: How a send fails then. (EBADF: in a process that the stage has forked.)
+PARENT_HAS_GONE = (errno.EPIPE, errno.ECONNRESET, errno.EBADF)
 
 
 def main(connection: socket.socket, names: Names, levels: Levels | None) -> None:
@@ -65,6 +68,8 @@ def main(connection: socket.socket, names: Names, levels: Levels | None) -> None
     stop_all()  # pipelines that the stage has left running
     with suppress(Released):
         link.finish(outcome)
+    if link.cut_off is not None:
+        raise link.cut_off
 
 
 def _ignore(signal_number: int, frame: object) -> None:
@@ -84,6 +89,7 @@ class _SocketLink(Link):
         # Re-entrant, with `_busy`: a destructor or signal handler may log in the middle of a send.
         self._sending = threading.RLock()
         self._busy = False
+        self.cut_off: BaseException | None = None  # what has come in the middle of a message
 
     def first(self) -> Message:
         """The parent's first message, the task; then the receiver takes over."""
@@ -96,7 +102,10 @@ class _SocketLink(Link):
         return messages[0]
 
     def send(self, message: Message) -> None:
+        """Send a message. One that an exception cuts off, a signal handler's say, is the last: the worker has died."""
         with self._sending:
+            if self.cut_off is not None:
+                raise Released
             if message.blocks and not self._shows_arena:
                 self._shows_arena = True
                 self._unsent.append(Message(Say.ARENA, descriptor=own_store().arena.descriptor))
@@ -107,8 +116,11 @@ class _SocketLink(Link):
             try:
                 while self._unsent:
                     self._send_now(self._unsent.popleft())
-            except OSError as error:  # the parent has gone; the receiver sees it too
-                raise Released from error
+            except BaseException as error:
+                if isinstance(error, OSError) and error.errno in PARENT_HAS_GONE:  # the receiver sees it too
+                    raise Released from error
+                self.cut_off = error
+                raise
             finally:
                 self._busy = False
 

@@ -80,8 +80,9 @@ class Hub:
     def _wake(self) -> None:
         try:
             self._wake_writer.send(b"\0")
-        except OSError:  # full: it will wake anyway; or closed: the run is over
-            pass
+        except OSError as error:  # full: it will wake anyway; or closed: the run is over
+            if error.errno is None:  # or a signal handler's TimeoutError
+                raise
 
     def _woken(self, _: int) -> None:
         self._wake_reader.recv(4096)

@@ -238,7 +238,9 @@ class _ProcessWorker(RemoteWorker):
                 self._drop_sent(size)
         except BlockingIOError:
             pass
-        except OSError:  # it has closed its end, which is no death: what it has said is still to be read
+        except OSError as error:  # it has closed its end, which is no death: what it has said is still to be read
+            if error.errno is None:  # or a signal handler's TimeoutError, in the main thread
+                raise
             self._unsent.clear()
         self._watch_socket()
 
@@ -352,6 +354,8 @@ def _exit_status(status: int | None, where: str) -> str:
         return "it exited with status 255, or the fork server, which knows the status, was killed"
     if status >= 0:
         how = "its code called os._exit, or closed pipekit's connection, or native code did so"
+        if status == 1:
+            how = f"an exception, which is on stderr, has cut off what it said to this process; or {how}"
         return f"it exited with status {status} before it had finished: {how}"
     try:
         name = signal.Signals(-status).name
