@@ -61,6 +61,12 @@ class Steps:
         close_generator(results)
 
     def _forget(self) -> None:
+        """The frame has passed. Raises RuntimeError where a step has lost an item: `map` ends at a StopIteration."""
+        assert self._source is not None
+        given = self._given(self._source)
+        for step, got, passed in zip(self._steps, given, given[1:], strict=False):
+            if passed != got and not step.skip_errors:
+                raise stopped_by(step)
         for kept in self._kept:
             kept.clear()
 
@@ -188,4 +194,8 @@ def check_nothing_hidden(step: Step, source: Input | None) -> None:
     if source.error is not None:  # the function caught it and went on: still an item lost
         raise source.error
     if step.kind is Kind.MAP and not source.ended:  # map() takes it for the end of the items
-        raise RuntimeError(f"the function of map_stage {step.stage!r} raised StopIteration")
+        raise stopped_by(step)
+
+
+def stopped_by(step: Step) -> RuntimeError:
+    return RuntimeError(f"the function of map_stage {step.stage!r} raised StopIteration")

@@ -199,6 +199,22 @@ def test_the_stage_that_fails_is_named_with_its_item(backend: str, place: int, e
     assert fused[5] == str(COUNT // 2)
 
 
+@pytest.mark.parametrize("bad", [0, COUNT // 2, COUNT - 1])
+def test_stop_iteration_does_not_end_a_frame_before_a_stage_that_filters_errors(backend: str, bad: int) -> None:
+    def stops(number: int) -> int:
+        if number == bad:
+            raise StopIteration
+        return number
+
+    def same(number: int) -> int:
+        return number
+
+    fused: Any = map_stage(backend=backend, fuse=True)(stops)
+    pipe = range(COUNT) | fused | map_stage(backend=backend, fuse=True, filter_errors=True)(same)
+    with pytest.raises(TaskException, match="\"stops-0\" raised RuntimeError.*'stops' raised StopIteration"):
+        list(pipe.results())
+
+
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("bad", [Unpicklable, Unloadable])
 def test_what_cannot_travel_is_an_error_between_two_stages_of_a_process_too(place: int, bad: type[object]) -> None:
