@@ -404,7 +404,8 @@ class ManyOutputs(Output):
 
     def flush(self) -> None:
         if len(self._holding) > 1:
-            self.offer()  # one without room does not keep what others have room for
+            for collection in list(self._holding):
+                collection.offer(own=True)  # one without room does not keep what others have room for
         for collection in list(self._holding):
             self._flush(collection)
 
@@ -514,8 +515,11 @@ class _Collection:
         self._free = self.writer.frame_size
         return parts
 
-    def offer(self, *, wait: bool = False) -> bool:
-        """Hand on what is there, if there is room; False if the list is locked, and not to be waited for."""
+    def offer(self, *, wait: bool = False, own: bool = False) -> bool:
+        """Hand on what is there, if there is room; False if the list is locked, and not to be waited for.
+
+        own: in the worker's thread, which meets what goes wrong.
+        """
         with self._lock:
             if self._locked and not wait:
                 return False
@@ -523,7 +527,11 @@ class _Collection:
             try:
                 parts = self._take()
                 accepted = not parts or self.writer.offer(parts, plain=self.plain)
-            except (Exception, Released):  # no memory to pack them, say: the worker's own `flush` meets it again
+            except Released:  # the worker's own `flush` meets it again
+                accepted = False
+            except Exception:  # no memory to pack them, say
+                if own:  # or an exception of a signal handler: they may have been handed on
+                    raise
                 accepted = False
             if not accepted:
                 self._sent = sent

@@ -653,6 +653,39 @@ def test_a_writer_that_waits_for_room_in_one_outbox_hands_on_what_is_for_the_oth
         flusher.stop()
 
 
+class _Interrupted:
+    """A writing end where a signal handler raises when a frame has been handed on."""
+
+    blocked = 0.0
+    share = False
+    frame_size = 10
+
+    def __init__(self) -> None:
+        self.parts: list[object] = []
+
+    def put(self, parts: list[object], *, plain: bool) -> bool:
+        self.parts += parts
+        return True
+
+    def offer(self, parts: list[object], *, plain: bool) -> bool:
+        self.put(parts, plain=plain)
+        raise ValueError("late")
+
+
+def test_a_frame_after_which_a_signal_handler_raises_is_not_handed_on_twice() -> None:
+    ends, flusher = [_Interrupted(), _Interrupted()], Flusher()
+    output = ManyOutputs(ends, To((0, 1)), [False, False], flusher, Activity())
+    batches = iter([Batch(iter(["a frame", "begins one"]), 2, exact=True)])
+    assert output.pump(batches)
+    with pytest.raises(ValueError, match="late"):
+        output.pump(batches)
+    with pytest.raises(ValueError, match="late"):
+        output.flush()
+    output.flush()
+    flusher.stop()
+    assert [end.parts for end in ends] == 2 * [["a frame", "begins one"]]
+
+
 def test_a_keyed_worker_that_stops_reading_leaves_out_its_own_keys_alone(backend_pair: tuple[str, str]) -> None:
     one, other = backend_pair
     hot, (cold, *_) = 0, other_keys(0, workers=2)
