@@ -160,6 +160,8 @@ class _InlineStage:
         if self._results is None:
             self._results = self._guarded(partial(call_function, self._step, self._input))
         result = self._guarded(partial(next, self._results, _END))
+        if self._run.failures:  # of a stage before it, and it has gone on
+            raise Released
         if result is _END:
             self.ended = True
             self._guarded(partial(check_nothing_hidden, self._step, self._input))

@@ -6,11 +6,12 @@ import bdb
 import itertools
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from pipekit import PipelineError, SignatureError, Stage, TaskException, map_stage, run_inline, stage
+from pipekit import Cancelled, PipelineError, SignatureError, Stage, TaskException, map_stage, run_inline, stage
 
 
 @map_stage
@@ -119,6 +120,25 @@ def test_an_error_of_a_finally_block_is_an_error() -> None:
 
     with pytest.raises(TaskException, match="untidy"):
         list(run_inline(range(5) | stage(untidy) | stage(first)))
+
+
+def test_a_stage_that_hides_a_failure_does_not_look_ended_to_the_next() -> None:
+    complete: list[bool] = []
+
+    def hides(numbers: Iterator[float]) -> Iterator[tuple[float, float]]:
+        with suppress(Cancelled):
+            while True:
+                yield next(numbers), next(numbers)
+
+    def commits(pairs: Iterable[tuple[float, float]]) -> Iterator[int]:
+        number = len(list(pairs))
+        complete.append(True)
+        yield number
+
+    hiding: Any = stage(hides)
+    with pytest.raises(TaskException, match="inverse-0"):
+        list(run_inline([3, 2, 1, 0] | inverse | hiding | stage(commits)))
+    assert complete == []
 
 
 def test_a_pipeline_without_its_source_is_an_error_at_once() -> None:
