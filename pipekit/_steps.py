@@ -198,4 +198,5 @@ def check_nothing_hidden(step: Step, source: Input | None) -> None:
 
 
 def stopped_by(step: Step) -> RuntimeError:
+    """What is raised where a function would have ended the items."""
     return RuntimeError(f"the function of map_stage {step.stage!r} raised StopIteration")

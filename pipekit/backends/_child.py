@@ -30,7 +30,7 @@ from pipekit.backends._wire import CLOSE_ON_EXEC, DESCRIPTORS, Message, MessageR
 
 #: Seconds that a stage gets for its `finally` blocks after the parent has died.
 ORPHAN_GRACE = 1.0
-#: How a send fails then. (EBADF: in a process that the stage has forked.)
+#: How a send fails where it has. (EBADF: in a process that the stage has forked.)
 PARENT_HAS_GONE = (errno.EPIPE, errno.ECONNRESET, errno.EBADF)
 
 

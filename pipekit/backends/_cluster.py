@@ -192,7 +192,7 @@ def _start_local(ray: Any) -> None:
     global _starting
     if _starting is None or _starting.done():
         starting: Future[None] = Future()
-        with uninterrupted():
+        with uninterrupted():  # or the next one would begin a second start beside it
             threading.Thread(target=_start_and_stay, args=(ray, starting), name="pipekit-ray", daemon=True).start()
             _starting = starting
     _starting.result()  # a Ctrl-C ends the wait; who comes next waits for the same start
