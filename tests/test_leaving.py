@@ -327,14 +327,23 @@ def test_results_closed_by_a_thread_that_has_ended_are_an_error_for_who_reads_th
         pool.submit(next, results).result()
 
 
-def test_results_closed_while_the_last_workers_end_do_not_look_complete(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who closes them is held up until all workers have ended, the first by itself."""
-    closing, source_has_ended, all_have_ended = (threading.Event() for _ in range(3))
-    report, end_early = Run._report, Run._end_early
+def end_of_worker(reads: int | None, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when a worker has ended, and all have been told, that reads from this edge; None: that has no input."""
+    told, report = threading.Event(), Run._report
 
     def report_and_tell(run: Run, index: int, edge: int | None, outcome: Outcome) -> None:
         report(run, index, edge, outcome)
-        (source_has_ended if edge is None else all_have_ended).set()
+        if edge == reads:
+            told.set()
+
+    monkeypatch.setattr(Run, "_report", report_and_tell)
+    return told
+
+
+def test_results_closed_while_the_last_workers_end_do_not_look_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who closes them is held up until all workers have ended, the first by itself."""
+    closing, end_early = threading.Event(), Run._end_early
+    source_has_ended, all_have_ended = (end_of_worker(edge, monkeypatch) for edge in (None, 0))
 
     def wait_and_end_early(run: Run, *, deliver: bool) -> None:
         closing.set()
@@ -350,7 +359,6 @@ def test_results_closed_while_the_last_workers_end_do_not_look_complete(monkeypa
             source_has_ended.wait(60)
         return number
 
-    monkeypatch.setattr(Run, "_report", report_and_tell)
     monkeypatch.setattr(Run, "_end_early", wait_and_end_early)
     results = (some() | map_stage(backend="thread")(waits)).results()
     assert next(results) == 0
@@ -480,13 +488,9 @@ def test_a_stage_does_not_take_the_end_of_the_run_for_that_of_its_items(
 ) -> None:
     """Who ends the run is held up when the queue before the first stage is cut off, until that stage has ended."""
     started, done = tmp_path / "started", tmp_path / "done"
-    may_fail, cut_off, first_has_ended = (threading.Event() for _ in range(3))
-    report, cancel = Run._report, Channel.cancel
-
-    def report_and_tell(run: Run, index: int, edge: int | None, outcome: Outcome) -> None:
-        report(run, index, edge, outcome)
-        if edge == 0:
-            first_has_ended.set()
+    may_fail, cut_off = threading.Event(), threading.Event()
+    cancel = Channel.cancel
+    first_has_ended = end_of_worker(0, monkeypatch)
 
     def cancel_and_wait(channel: Channel) -> None:
         cancel(channel)
@@ -514,7 +518,6 @@ def test_a_stage_does_not_take_the_end_of_the_run_for_that_of_its_items(
     first, second = backend_pair
     same: Any = map_stage(backend=first, fuse=False)(lambda number: number)
     pipe = one_and_waits() | same | stage(backend=second, fuse=False)(commits) | map_stage(backend="thread")(fails)
-    monkeypatch.setattr(Run, "_report", report_and_tell)
     results = pipe.results()
     queues = results._run._channels
     monkeypatch.setattr(Channel, "cancel", cancel_and_wait)
@@ -528,13 +531,9 @@ def test_a_stage_does_not_take_the_end_of_the_run_for_that_of_its_items(
 
 def test_a_stage_does_not_take_a_start_that_fails_for_the_end_of_its_items(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last stage cannot be started while the others are at work; the first has ended before the second is told."""
-    read, first_is_killed, first_has_ended, done = (threading.Event() for _ in range(4))
-    report, kill = Run._report, _ThreadWorker.kill
-
-    def report_and_tell(run: Run, index: int, edge: int | None, outcome: Outcome) -> None:
-        report(run, index, edge, outcome)
-        if edge == 0:
-            first_has_ended.set()
+    read, first_is_killed, done = (threading.Event() for _ in range(3))
+    kill = _ThreadWorker.kill
+    first_has_ended = end_of_worker(0, monkeypatch)
 
     def kill_and_wait(worker: _ThreadWorker) -> None:
         kill(worker)
@@ -556,7 +555,6 @@ def test_a_stage_does_not_take_a_start_that_fails_for_the_end_of_its_items(monke
             yield number
         done.set()
 
-    monkeypatch.setattr(Run, "_report", report_and_tell)
     monkeypatch.setattr(_ThreadWorker, "kill", kill_and_wait)
     monkeypatch.setattr(Hub, "start", no_more_threads)
     same: Any = map_stage(backend="thread", name="same")(lambda number: number)
