@@ -414,7 +414,7 @@ class _RayWorker(RemoteWorker):
         if not self._ray.is_initialized():
             how = "Ray was shut down while the pipeline ran"
         elif isinstance(error, known.OutOfMemoryError):
-            how = f"Ray has ended its process {self._pid}: its node {self._node} was short of memory{_SHORT_OF_MEMORY}"
+            how = f"Ray has ended its process {self._pid}: its node {self._node} was short of memory; {_MEMORY}"
         elif isinstance(error, known.ActorUnavailableError) or not isinstance(error, known.RayActorError):
             how = f"the connection with it, on the node {self._node}, has failed: what Ray knows of it is above"
         elif "node has died" in str(error):
@@ -435,10 +435,5 @@ def _has_exited(pid: int, deadline: float) -> bool:
     return False
 
 
-_SHORT_OF_MEMORY = (
-    ". Check the memory that its items need, or use fewer workers on a node; what Ray knows of it is above"
-)
-_LIKELY = (
-    ", usually by the out-of-memory killer, or with its node: check the memory that its items need, or use fewer "
-    "workers on a node; what Ray knows of it is above"
-)
+_MEMORY = "check the memory that its items need, or use fewer workers on a node; what Ray knows of it is above"
+_LIKELY = f", usually by the out-of-memory killer, or with its node: {_MEMORY}"
