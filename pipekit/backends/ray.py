@@ -415,8 +415,11 @@ class _RayWorker(RemoteWorker):
             how = "Ray was shut down while the pipeline ran"
         elif isinstance(error, known.OutOfMemoryError):
             how = f"Ray has ended its process {self._pid}: its node {self._node} was short of memory; {_MEMORY}"
-        elif isinstance(error, known.ActorUnavailableError) or not isinstance(error, known.RayActorError):
-            how = f"the connection with it, on the node {self._node}, has failed: what Ray knows of it is above"
+        elif isinstance(error, known.ActorUnavailableError):  # Ray has not heard within 1 s why the connection broke
+            lost = f"its node {self._node}, the connection or its process {self._pid} was lost"
+            how = f"it cannot be reached: {lost}; {_ABOVE}"
+        elif not isinstance(error, known.RayActorError):
+            how = f"the connection with it, on the node {self._node}, has failed: {_ABOVE}"
         elif "node has died" in str(error):
             how = f"its node {self._node} was lost"
         else:
@@ -435,5 +438,6 @@ def _has_exited(pid: int, deadline: float) -> bool:
     return False
 
 
-_MEMORY = "check the memory that its items need, or use fewer workers on a node; what Ray knows of it is above"
+_ABOVE = "what Ray knows of it is above"
+_MEMORY = f"check the memory that its items need, or use fewer workers on a node; {_ABOVE}"
 _LIKELY = f", usually by the out-of-memory killer, or with its node: {_MEMORY}"
