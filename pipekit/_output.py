@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import filterfalse, islice
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pipekit._activity import Activity
@@ -31,6 +31,11 @@ HOLD, TICK = 2, 0.003
 #: A frame of so many results is of quick ones: each took at most 3 us. `list.extend` is told how many to expect, so
 #: that the list does not grow in steps. Measured, for identity stages: 4 % of the time with a GIL, 9 % without.
 QUICK = 1 << 10
+#: Seconds of work after which a worker that chooses where its results go rests, and how long: where they go nowhere, it
+#: waits for nothing. Another thread that needs the GIL, to hear that the run is over, asks for it only after 5 ms in
+#: which it was not let go; a stage that lets it go for moments (`os.stat`, a read) has it back before the other wakes.
+#: Measured, with such a source: without a rest 24 % of 200 had not stopped after 0.7 s; with it all within 0.05 s.
+WORK, REST = 0.02, 0.0001
 #: Seconds that the flusher's thread gets to finish what it is doing; nothing of it takes long.
 STOP_SECONDS = 1.0
 
@@ -365,6 +370,7 @@ class ManyOutputs(Output):
         self._results = 0
         self._holding: set[_Collection] = set()  # those that hold results; changed by the worker, under the lock
         self._lock = threading.Lock()
+        self._rested = perf_counter()
 
     @property
     def results(self) -> int:
@@ -409,7 +415,11 @@ class ManyOutputs(Output):
         for collection in list(self._holding):
             self._flush(collection)
 
-    _finish_frame = flush
+    def _finish_frame(self) -> None:
+        self.flush()
+        if GIL and perf_counter() - self._rested > WORK:
+            sleep(REST)
+            self._rested = perf_counter()
 
     def _flush(self, collection: _Collection) -> None:
         plain = collection.plain

@@ -421,6 +421,19 @@ def test_leaving_stops_a_source_whose_items_go_nowhere_any_more(backend: str, wh
     assert tidied
 
 
+def test_leaving_is_heard_by_a_source_that_lets_the_gil_go_only_for_moments(backend: str, tmp_path: Path) -> None:
+    """As `exists` does: whoever waits for it meanwhile may never get it. Eight times, since it is a matter of luck."""
+    for number in range(8):
+        release, said = tmp_path / f"release-{number}", tmp_path / f"said-{number}"
+        first_only = route(lambda number: number == 1, {True: same("thread")}, default=DROP)
+        results = (Stage(endless_unless, release, said).setup(backend=backend) | first_only).results()
+        next(results)
+        results.close()
+        tidied = said.exists()
+        release.touch()
+        assert tidied
+
+
 def test_a_worker_stops_when_all_branches_have_stopped_although_it_has_nothing_more_for_one_of_them(
     backend_pair: tuple[str, str],
 ) -> None:
